@@ -1,0 +1,1 @@
+"""Decide when and where a Transformer computes."""
