@@ -1,0 +1,305 @@
+"""Attaching methods to a pipeline: the only file that touches a forward.
+
+`attach` replaces, on the instances, the `forward` of every module that a method has asked about, and lets the clock listen
+to the scheduler. A wrapped call looks its decisions up in the column of the present step; with none it goes straight on.
+`detach` takes everything off again.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, Role, find, walk
+from .clock import Clock, Scheduler
+from .cost import Unit, measure
+from .decision import Compute, Output, map_tensors
+from .families import FAMILIES
+from .generation import Generation
+from .layout import argument_reader, declared_roles
+from .method import Method
+from .plan import Plan
+from .site import Kind, Site
+from .table import Column
+
+
+def attach(
+    pipe: Any,
+    *methods: Method,
+    scheduler: Scheduler | None = None,
+    anatomy: Anatomy | None = None,
+    guidance: bool | None = None,
+) -> "Attachment":
+    """Attach methods to a pipeline, or to a bare denoiser with the scheduler of your own loop.
+
+    Args:
+        pipe: a diffusers pipeline, or its denoiser (a module) together with `scheduler`.
+        methods: the outermost first: where two methods have an opinion about one site, the first one's decision
+            encloses the second's.
+        scheduler: the scheduler of your loop; for a pipeline, its own is taken.
+        anatomy: for a model family that the library does not know.
+        guidance: whether the denoiser's batch holds guidance branches, in the family's order. Only needed where neither the
+            pipeline nor its scheduler's steps tell: `DiTPipeline`, and loops that move all branches together.
+
+    Returns:
+        An `Attachment`: a context manager that detaches when it is left, or an object with `detach()`.
+
+    Raises:
+        ValueError: no method, a model of no known family, a method that does not fit the model, something attached already.
+        TypeError: what is attached is not a method, or there is no denoiser or scheduler to attach to.
+    """
+    if not methods:
+        raise ValueError("attach needs at least one method, for example attach(pipe, TGate(gate_step=10)).")
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"{method!r} is not a method; methods are objects such as TGate(gate_step=10).")
+    denoiser = denoiser_of(pipe)
+    scheduler = scheduler or getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise TypeError(
+            f"{type(pipe).__name__} has no scheduler, so nobody tells which step it is: attach(denoiser, ..., scheduler=...)."
+        )
+    return Attachment(pipe, denoiser, scheduler, anatomy or find(denoiser, FAMILIES), methods, guidance)
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The network that a pipeline calls at every step.
+
+    Raises:
+        TypeError: there is none.
+    """
+    candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
+    for candidate in candidates:
+        if isinstance(candidate, nn.Module):
+            return getattr(candidate, "_orig_mod", candidate)  # type: ignore[no-any-return]  # a compiled module wraps it
+    raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
+
+
+class Attachment:
+    """Methods on one pipeline. Made by `attach`; carries one generation at a time."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        denoiser: nn.Module,
+        scheduler: Scheduler,
+        anatomy: Anatomy,
+        methods: Sequence[Method],
+        guidance: bool | None,
+    ) -> None:
+        self.methods = tuple(methods)
+        self.anatomy = anatomy
+        self._pipe, self._denoiser, self._scheduler, self._guidance = pipe, denoiser, scheduler, guidance
+        self._named = argument_reader(type(denoiser).forward)
+        modules = self._choose_sites()
+        self.sites = tuple(modules)
+        self._examples: dict[Kind, dict[str, Any]] = {}
+        self._generation: Generation | None = None  # the one that is running
+        self._latest: Generation | None = None  # that one, or the one before
+        self._warned = False
+        self._wrapped = [self._wrap(i, site, module) for i, (site, module) in enumerate(modules.items())]
+        self._clock = Clock(scheduler, self._abandon, self._stepped)
+
+    def _choose_sites(self) -> dict[Site, nn.Module]:
+        """The sites that some method asks about, and the model; refuse what does not fit."""
+        everything = walk(self._denoiser, self.anatomy)
+        control = getattr(self._pipe, "controlnet", None)
+        if isinstance(control, nn.Module):
+            everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
+        chosen = choose(everything, self.methods, type(self._denoiser).__name__)
+        for site, module in chosen.items():
+            if hasattr(vars(module).get("forward"), "attachment"):
+                raise ValueError(
+                    f"{type(self._denoiser).__name__}: something is attached already (found at {site}). Detach it first, "
+                    "or pass all methods to one attach(pipe, ...)."
+                )
+        return {site: everything[site] for site in chosen}
+
+    # -- what was planned and done -----------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the generation that is running or ran last.
+
+        Raises:
+            RuntimeError: nothing ran yet, so the number of steps is not known; use `whenwhere.plan(pipe, ..., steps=N)`.
+        """
+        generation = self._generated("plan")
+        return self._table("plan", generation, generation.plan)
+
+    @property
+    def trace(self) -> Plan:
+        """What was really done in the generation that is running or ran last.
+
+        Raises:
+            RuntimeError: nothing ran yet.
+        """
+        generation = self._generated("trace")
+        return self._table("trace", generation, generation.trace)
+
+    def _generated(self, what: str) -> Generation:
+        if self._latest is None:
+            raise RuntimeError(
+                f"no {what} yet: nothing was generated since attaching. whenwhere.plan(pipe, *methods, steps=N) tells "
+                "beforehand."
+            )
+        return self._latest
+
+    def _table(self, what: Literal["plan", "trace"], generation: Generation, columns: list[Column]) -> Plan:
+        samples = generation.samples or (generation.branches.samples if generation.branches else 1)
+        held = generation.memory.peak if what == "trace" else None
+        model = type(self._denoiser).__name__
+        return Plan.of(what, model, self.methods, self.sites, columns, self._units(), samples, held)
+
+    def _units(self) -> list[Unit]:
+        """What one row costs at every site, for inputs of the last generation's shapes."""
+        units = measure(self._denoiser, self.sites, self._examples[Kind.MODEL])
+        for i, site in enumerate(self.sites):
+            if site.kind is Kind.CONTROL and Kind.CONTROL in self._examples:
+                units[i] = measure(self._pipe.controlnet, [Site(Kind.MODEL, "", 0, 1)], self._examples[Kind.CONTROL])[0]
+        return units
+
+    # -- a generation ------------------------------------------------------------------------------------------------
+
+    def _wrap(self, i: int, site: Site, module: nn.Module) -> tuple[nn.Module, Any, Callable[..., Output]]:
+        """Put our forward in front of a module's; returns what is needed to take it away again."""
+        previous = vars(module).get("forward")
+        original = module.forward
+        reader = argument_reader(type(module).forward)
+
+        @functools.wraps(original)
+        def whole(*args: Any, **kwargs: Any) -> Output:
+            return self._evaluate(i, site, original, reader(args, kwargs))
+
+        @functools.wraps(original)
+        def inner(*args: Any, **kwargs: Any) -> Output:
+            generation = self._generation
+            if generation is None:
+                return original(*args, **kwargs)
+            generation.traced.reached[i] = True
+            opinions = generation.column.opinions[i]
+            if not opinions:
+                return original(*args, **kwargs)
+            return generation.carry_out(i, opinions, original, args, kwargs)
+
+        forward = whole if site.kind in (Kind.MODEL, Kind.CONTROL) else inner
+        vars(forward)["attachment"] = self
+        vars(module)["forward"] = forward
+        return module, previous, forward
+
+    def _evaluate(self, i: int, site: Site, original: Callable[..., Output], named: dict[str, Any]) -> Output:
+        """One call of the denoiser, or of a network beside it."""
+        try:
+            generation = self._generation or self._begin()
+            if site.kind not in self._examples or not generation.trace:
+                self._examples[site.kind] = map_tensors(named, _on_meta)
+            rows = next(iter(named.values())).shape[0]
+            generation.open(self._clock.index, rows if site.kind is Kind.MODEL else None)
+            generation.traced.reached[i] = True
+            opinions = generation.column.opinions[i]
+            output = generation.carry_out(i, opinions, original, (), named) if opinions else original(**named)
+        except BaseException:
+            self._abandon()
+            raise
+        if site.kind is Kind.MODEL:
+            generation.close()
+        return output
+
+    def _begin(self) -> Generation:
+        """The first call of a generation: learn how many steps and branches there are."""
+        used = getattr(self._pipe, "scheduler", self._scheduler)
+        if used is not self._scheduler:
+            raise RuntimeError(
+                f"the scheduler was replaced after attaching: {type(self._scheduler).__name__} is listened to, "
+                f"{type(used).__name__} is in use. Detach, and attach again with the new one."
+            )
+        declared = declared_roles(self._pipe, self.anatomy)
+        if self._guidance is not None:
+            declared = self.anatomy.roles if self._guidance else (Role.CONDITIONAL,)
+        self._clock.index = 0
+        self._generation = self._latest = Generation(self.sites, self.methods, self.anatomy, self._executed(), declared)
+        return self._generation
+
+    def _executed(self) -> list[float | None]:
+        """The timesteps of this generation. Image-to-image runs only the tail of what the scheduler laid out."""
+        laid = len(self._scheduler.timesteps)
+        told = getattr(self._pipe, "_num_timesteps", None)
+        count = told if isinstance(told, int) and 0 < told <= laid else laid
+        if not any(method.reads_timestep for method in self.methods):
+            return [None] * count  # reading them would synchronise the device
+        return [float(t) for t in self._scheduler.timesteps[laid - count :]]
+
+    def _stepped(self, samples: int) -> None:
+        """The scheduler is about to move; after the last step the generation is over."""
+        generation = self._generation
+        if generation is None:
+            return
+        generation.stepped(samples)
+        if self._clock.index + 1 >= generation.count:
+            self._abandon()
+            self._warn_of_the_idle(generation)
+
+    def _abandon(self) -> None:
+        """Drop the memory of the generation that is running, if there is one."""
+        if self._generation is not None:
+            self._generation.memory.clear()
+        self._generation = None
+
+    def _warn_of_the_idle(self, generation: Generation) -> None:
+        """Say so, once, if a method changed nothing in a whole generation."""
+        if self._warned:
+            return
+        for number, method in enumerate(self.methods):
+            opinions = (o for column in generation.trace for cell in column.opinions for o in cell if o.method == number)
+            if all(isinstance(opinion.decision, Compute) for opinion in opinions):
+                self._warned = True
+                warnings.warn(f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=6)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Give modules and scheduler back as they were found; calling it again does nothing."""
+        self._abandon()
+        self._clock.stop()
+        for module, previous, forward in self._wrapped:
+            if vars(module).get("forward") is not forward:
+                warnings.warn(
+                    f"the forward of a {type(module).__name__} was replaced after attaching; it was left as it is, and "
+                    "calls through. Detach in the reverse order of attaching.",
+                    stacklevel=2,
+                )
+            elif previous is None:
+                del vars(module)["forward"]
+            else:
+                vars(module)["forward"] = previous
+        self._wrapped = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list[Site]:
+    """The sites that some method asks about, and the model.
+
+    Raises:
+        ValueError: a method refuses the model, or finds no site it asks about.
+    """
+    everything = tuple(sites)
+    for method in methods:
+        method.check(everything, model)
+        if not any(method.asks(site) for site in everything):
+            raise ValueError(f"{method} asks about {', '.join(sorted(method.kinds))}; {model} has none of these.")
+    return [site for site in everything if site.kind is Kind.MODEL or any(method.asks(site) for method in methods)]
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")

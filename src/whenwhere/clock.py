@@ -1,0 +1,107 @@
+"""The clock: which step of a generation it is, told by the scheduler's own calls.
+
+Pipelines call `scheduler.set_timesteps` once before their loop and `scheduler.step` once per evaluation of the denoiser,
+whatever the order of the solver. Counting these calls needs no callback and no device synchronisation, unlike reading the
+timestep tensor. A denoiser called twice before one `scheduler.step` (separate guidance calls) is in its second pass.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+class Scheduler(Protocol):
+    """The part of a diffusers scheduler that the clock listens to."""
+
+    timesteps: torch.Tensor
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Lay out the steps of the next generation."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the sample by one evaluation of the denoiser."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One evaluation of the denoiser.
+
+    Attributes:
+        index: its number in the executed schedule, from 0. Solvers of second order have several evaluations per
+            interval; each is a step of its own.
+        count: how many evaluations this generation executes (image-to-image executes fewer than were asked for).
+        pass_: 0, or 1 for the second of two separate guidance calls.
+        branches: guidance branches in the batch of this call; 1 without guidance or with separate calls.
+        timestep: the scheduler's value for it, where the plan was laid from a scheduler; `None` otherwise.
+    """
+
+    index: int
+    count: int
+    pass_: int = 0
+    branches: int = 1
+    timestep: float | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether no evaluation follows."""
+        return self.index == self.count - 1
+
+
+class Clock:
+    """Counts the steps of one scheduler by listening to it; restores it exactly when it stops."""
+
+    def __init__(self, scheduler: Scheduler, begin: Callable[[], None], stepped: Callable[[int], None]) -> None:
+        """Listen to a scheduler.
+
+        Args:
+            scheduler: any object with `set_timesteps`, `step` and `timesteps`.
+            begin: called when a new generation is laid out.
+            stepped: called before every `scheduler.step`, with the number of rows of the sample it moves.
+        """
+        self.scheduler = scheduler
+        self.index = 0
+        self._begin = begin
+        self._stepped = stepped
+        self._replaced = {name: vars(scheduler).get(name) for name in ("set_timesteps", "step")}
+        self._ours = {"set_timesteps": self._listen_to_layout(), "step": self._listen_to_step()}
+        vars(scheduler).update(self._ours)
+
+    def _listen_to_layout(self) -> Callable[..., Any]:
+        # Pipelines inspect the signature of `set_timesteps`; functools.wraps keeps it visible.
+        original = self.scheduler.set_timesteps
+
+        @functools.wraps(original)
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self.index = 0
+            self._begin()
+            return result
+
+        return set_timesteps
+
+    def _listen_to_step(self) -> Callable[..., Any]:
+        original = self.scheduler.step
+
+        @functools.wraps(original)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            sample = kwargs["sample"] if "sample" in kwargs else args[2]
+            self._stepped(sample.shape[0])
+            result = original(*args, **kwargs)
+            self.index += 1
+            return result
+
+        return step
+
+    def stop(self) -> None:
+        """Give the scheduler back as it was found."""
+        attributes = vars(self.scheduler)
+        for name, ours in self._ours.items():
+            if attributes.get(name) is not ours:
+                continue  # replaced over ours since: not ours to remove
+            if self._replaced[name] is None:
+                del attributes[name]
+            else:
+                attributes[name] = self._replaced[name]

@@ -1,0 +1,192 @@
+"""The cost of a table: multiply-adds in two conventions, and the bytes its memory holds.
+
+What one row costs at every site is measured by running a weightless twin of the model on the meta device under PyTorch's
+own counter. The table then says which sites run on how many rows. One multiply-add is one MAC. The convention of most
+papers leaves out the two products of attention, query-key and attention-value, because counters did not see fused kernels;
+both figures are always given.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from .decision import Output, map_tensors
+from .site import Kind, Site
+from .table import Column, slot_key
+
+# Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
+_PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """Multiply-adds in both conventions.
+
+    Attributes:
+        all: every product.
+        papers: without query-key and attention-value products.
+    """
+
+    all: int = 0
+    papers: int = 0
+
+    def __add__(self, other: "Macs") -> "Macs":
+        return Macs(self.all + other.all, self.papers + other.papers)
+
+    def __sub__(self, other: "Macs") -> "Macs":
+        return Macs(self.all - other.all, self.papers - other.papers)
+
+    def times(self, factor: float) -> "Macs":
+        """Scaled, and rounded to whole multiply-adds."""
+        return Macs(round(self.all * factor), round(self.papers * factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one row costs at a site: its multiply-adds, and the elements and bytes of its output."""
+
+    macs: Macs
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of a generation.
+
+    Attributes:
+        macs: multiply-adds spent by the denoiser, all steps and rows together.
+        baseline: the same without any method.
+        bytes: the most that the memory holds at any moment.
+    """
+
+    macs: Macs
+    baseline: Macs
+    bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times fewer multiply-adds than without methods, all products counted."""
+        return self.baseline.all / self.macs.all if self.macs.all else float("inf")
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy of a model's structure on the meta device, made without copying any weight, with every forward its class's own."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        twin = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    for module in model.modules():
+        # An instance's own forward (ours, accelerate's) would be copied as a reference to the original's weights.
+        forward = vars(module).get("forward")
+        if forward is not None:
+            memo[id(forward)] = None
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        vars(module).pop("forward", None)
+        vars(module).pop("_hf_hook", None)
+    return copied.eval()
+
+
+def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any]) -> list[Unit]:
+    """What one row costs at every site of a model.
+
+    Args:
+        model: the denoiser, on any device; its weights are not touched.
+        sites: the sites to price, from `walk`.
+        example: keyword arguments of one forward, tensors on the meta device; the first one has a row for every sample.
+    """
+    rows = next(iter(example.values())).shape[0]
+    twin = model if next(model.parameters()).device.type == "meta" else meta_twin(model)
+    outputs: dict[str, int] = {}
+    handles = [
+        twin.get_submodule(site.path).register_forward_hook(_note_bytes(outputs, site.path))
+        for site in sites
+        if site.kind is not Kind.CONTROL
+    ]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(**example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts, root = counter.get_flop_counts(), type(twin).__name__
+    return [
+        Unit(_macs(counts.get(f"{root}.{site.path}" if site.path else root, {}), rows), outputs.get(site.path, 0) // rows)
+        for site in sites
+    ]
+
+
+def count(run: Any) -> tuple[Output, Macs]:
+    """Run a function and count the multiply-adds that really happened, on any device.
+
+    The fused attention kernel of the CPU is not in PyTorch's table of countable operations; it is added here.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        output = run()
+    return output, _macs(counter.get_flop_counts().get("Global", {}), 1)
+
+
+def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column], samples: int) -> Cost:
+    """The cost of a table for a number of samples.
+
+    Args:
+        sites, units: what there is, and what one row of it costs.
+        columns: the table; in each the number of branches stands in its step.
+        samples: images, or videos, generated at once.
+    """
+    spent, baseline = Macs(), Macs()
+    held: dict[tuple[int, int, int], int] = {}
+    peak = 0
+    for column in columns:
+        inner = column.step.branches
+        for i, (site, unit) in enumerate(zip(sites, units, strict=True)):
+            whole = site.kind in (Kind.MODEL, Kind.CONTROL)
+            branches = column.step.branches if whole else inner
+            if whole:
+                baseline += unit.macs.times(branches * samples)
+            if not column.reached[i]:
+                continue
+            decisions = [opinion.decision for opinion in column.opinions[i]]
+            for decision in decisions if site.kind is Kind.MODEL else ():
+                inner = branches = decision.inner_branches(inner)
+            share = min((decision.share() for decision in decisions), default=1.0)
+            spent += unit.macs.times(branches * samples * (share if whole else share - 1))
+            for opinion in column.opinions[i]:
+                if opinion.decision.keeps:
+                    kept = opinion.decision.kept_rows(branches) * samples * unit.bytes
+                    held[slot_key(opinion, i, column.step.pass_)] = kept
+                    peak = max(peak, sum(held.values()))
+    return Cost(spent, baseline, peak)
+
+
+def _macs(counts: Mapping[Any, int], rows: int) -> Macs:
+    everything = sum(counts.values())
+    products = sum(flops for op, flops in counts.items() if any(name in str(op) for name in _PRODUCTS))
+    return Macs(everything // 2 // rows, (everything - products) // 2 // rows)
+
+
+def _note_bytes(outputs: dict[str, int], path: str) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Output) -> None:
+        size = 0
+
+        def note(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.numel() * tensor.element_size()
+            return tensor
+
+        map_tensors(output, note)
+        outputs[path] = size
+
+    return hook
+
+
+def _cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}

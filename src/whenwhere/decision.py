@@ -1,0 +1,291 @@
+"""Decisions: what to do at one site and step, and the memory they use.
+
+A decision is a small frozen object. It gets the call it stands in front of and the slot of its method at this site, and
+returns what the module would have returned. What a module returns is passed around as it is: a tensor, or tuples, lists
+and dictionaries of tensors.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .clock import Step
+from .layout import Branches
+from .site import Site
+
+Output = Any  # a tensor, or tuples, lists, dictionaries and output objects of tensors
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a site's module, intercepted.
+
+    Attributes:
+        site, step: where and when.
+        forward: what comes next: the inner decision, or the module itself.
+        args, kwargs: what the caller passed.
+        branches: the guidance branches of the batch; `None` in the first step where nobody declared them yet.
+    """
+
+    site: Site
+    step: Step
+    forward: Callable[..., Output]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    branches: Branches | None
+
+    def run(self) -> Output:
+        """Run what comes next on the arguments as they are."""
+        return self.forward(*self.args, **self.kwargs)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The features that enter the site: the first positional argument, or the one called `hidden_states` or `sample`."""
+        if self.args:
+            return self.args[0]  # type: ignore[no-any-return]
+        kwargs = self.kwargs
+        return kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["sample"]  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class Slot:
+    """What one method remembers at one site, in one pass."""
+
+    memory: "Memory"
+    value: Output = None
+    shape: torch.Size | None = None  # of the tokens that entered the site when the value was made
+    like: tuple[torch.dtype, torch.device] | None = None
+    step: int = -1  # when it was made
+    bytes: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is remembered."""
+        return self.shape is None
+
+    def put(self, value: Output, call: Call) -> None:
+        """Remember a value made in this call; tensors are detached."""
+        tokens = call.tokens
+        self.value = map_tensors(value, Tensor.detach)
+        self.shape, self.like, self.step = tokens.shape, (tokens.dtype, tokens.device), call.step.index
+        self.memory.account(self, nbytes(self.value))
+
+    def get(self, call: Call) -> Output:
+        """What is remembered, for a call whose tokens look like those it was made from.
+
+        Raises:
+            RuntimeError: shape, type or device of the tokens changed in the middle of a generation.
+        """
+        tokens = call.tokens
+        if tokens.shape != self.shape or (tokens.dtype, tokens.device) != self.like:
+            raise RuntimeError(
+                f"step {call.step.index}: {call.site} was called with {_describe(tokens.shape, tokens.dtype, tokens.device)}, "
+                f"but what is remembered since step {self.step} was made from {_describe(self.shape, *self.like or ())}. "
+                "Batch, resolution, type and device must not change within a generation; start a new one instead."
+            )
+        return self.value
+
+
+@dataclass(slots=True)
+class Memory:
+    """All slots of one generation, and the bytes they hold."""
+
+    slots: dict[tuple[int, int, int], Slot] = field(default_factory=dict)
+    bytes: int = 0
+    peak: int = 0
+    unsettled: list[tuple[Slot, "Keep", Call]] = field(default_factory=list)
+
+    def slot(self, method: int, site: int, pass_: int) -> Slot:
+        """The slot of a method at a site in a pass, all by number."""
+        key = (method, site, pass_)
+        found = self.slots.get(key)
+        if found is None:
+            found = self.slots[key] = Slot(self)
+        return found
+
+    def account(self, slot: Slot, size: int) -> None:
+        """Note that a slot now holds `size` bytes."""
+        self.bytes += size - slot.bytes
+        slot.bytes = size
+        self.peak = max(self.peak, self.bytes)
+
+    def settle(self, branches: Branches) -> None:
+        """Finish what was kept before the guidance branches were known."""
+        for slot, keep, call in self.unsettled:
+            slot.value = keep.of(slot.value, branches)
+            self.account(slot, nbytes(slot.value))
+        self.unsettled.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the peak."""
+        self.slots.clear()
+        self.unsettled.clear()
+        self.bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What to keep of an output.
+
+    Attributes:
+        name: a word for the printed plan.
+        of: maps an output to what is kept of it, given the guidance branches.
+        rows: how many rows per image are kept when the batch has so many branches; what makes the plan's bytes.
+        folds: whether `of` needs to know the branches.
+    """
+
+    name: str
+    of: Callable[[Output, Branches | None], Output]
+    rows: Callable[[int], int]
+    folds: bool = False
+
+
+class Decision(ABC):
+    """What to do at one site and step."""
+
+    symbol: ClassVar[str]  # one character, for the printed plan
+    name: ClassVar[str]  # a word, for legends
+    recalls: ClassVar[bool] = False  # whether it needs something remembered
+    stops: ClassVar[bool] = False  # whether the module itself does not run, nor anything inside it
+    shared: bool = False  # whether its slot is the same in every pass
+
+    @abstractmethod
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Return what stands for the module's output."""
+
+    def fresh(self) -> "Decision":
+        """What to do instead when nothing is remembered, or when another method asks for a full evaluation."""
+        return self
+
+    def share(self) -> float:
+        """The share of the site's multiply-adds that is spent, in [0, 1]."""
+        return 1.0
+
+    def inner_branches(self, branches: int) -> int:
+        """Guidance branches that reach the sites inside, given those that enter."""
+        return branches
+
+    def inner_layout(self, branches: Branches) -> Branches:
+        """The layout that reaches the sites inside, given the one that enters."""
+        return branches
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something is remembered afterwards that was not before."""
+        return False
+
+    def bare(self) -> "Decision":
+        """The same without keeping anything: what remains of it where no later step recalls."""
+        return self
+
+    def kept_rows(self, branches: int) -> int:  # noqa: ARG002
+        """Rows per image that are newly remembered afterwards."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compute(Decision):
+    """Run the module; keep its output, or a part of it, if asked to."""
+
+    keep: Keep | None = None
+    shared: bool = False
+
+    symbol: ClassVar[str] = "#"
+    name: ClassVar[str] = "computed"
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Run, and remember for later."""
+        output = call.run()
+        if self.keep is None:
+            return output
+        if self.keep.folds and call.branches is None:
+            slot.put(output, call)
+            slot.memory.unsettled.append((slot, self.keep, call))
+        else:
+            slot.put(self.keep.of(output, call.branches), call)
+        return output
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a keep is asked for."""
+        return self.keep is not None
+
+    def bare(self) -> Decision:
+        """Run the module, nothing else."""
+        return Compute()
+
+    def kept_rows(self, branches: int) -> int:
+        """As many as the keep says."""
+        return 0 if self.keep is None else self.keep.rows(branches)
+
+
+def _whole(output: Output, _: Branches | None) -> Output:
+    return output
+
+
+def _outline(output: Output, _: Branches | None) -> Output:
+    return map_tensors(output, lambda t: t.new_zeros(()).expand(t.shape))
+
+
+whole = Keep("whole", _whole, rows=lambda branches: branches)
+# A stand-in of the same shape that occupies one number. It is what flows through a part of the network that is skipped,
+# up to the site whose output was really kept.
+outline = Keep("outline", _outline, rows=lambda branches: 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse(Decision):
+    """Return what was kept instead of running the module."""
+
+    keep: Keep = whole  # what to keep if the module has to run after all
+    shared: bool = False
+
+    symbol: ClassVar[str] = "."
+    name: ClassVar[str] = "reused"
+    recalls: ClassVar[bool] = True
+    stops: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Recall."""
+        return slot.get(call)
+
+    def fresh(self) -> Decision:
+        """Run and keep."""
+        return Compute(self.keep, self.shared)
+
+    def share(self) -> float:
+        """Nothing is spent."""
+        return 0.0
+
+
+
+def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    """Apply a change to every tensor in nested tuples, lists, dictionaries and output objects; leave the rest."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(item, change) for item in value)
+    if isinstance(value, dict):  # diffusers' output objects are ordered dictionaries too
+        return type(value)(**{key: map_tensors(item, change) for key, item in value.items()})
+    return value
+
+
+def nbytes(value: Output) -> int:
+    """Bytes of memory that the tensors in a nested value hold; one counted once, however often it appears."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    map_tensors(value, note)
+    return sum(storages.values())
+
+
+def _describe(shape: torch.Size | None, dtype: object = "?", device: object = "?") -> str:
+    return f"{tuple(shape or ())} {dtype} on {device}"

@@ -1,0 +1,140 @@
+"""Arguments of one forward that fit a model's own configuration, on the meta device: what pricing a pipeline needs before
+it has run. Shapes follow the pipelines' defaults (native size, full text length)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Config = Mapping[str, Any]
+
+
+def example_of(model: nn.Module, tokenizer: object = None) -> dict[str, Any]:
+    """Keyword arguments for one row of a diffusers denoiser.
+
+    Raises:
+        ValueError: no example is known for this family; run the pipeline once and read `attachment.trace` instead.
+    """
+    for cls in type(model).__mro__:
+        if cls.__name__ in _EXAMPLES:
+            config: Config = model.config  # type: ignore[assignment]
+            length = min(int(getattr(tokenizer, "model_max_length", 77)), 512)
+            dtype = next(model.parameters()).dtype
+            return _EXAMPLES[cls.__name__](config, lambda *shape: torch.empty(shape, dtype=dtype, device="meta"), length)
+    raise ValueError(
+        f"no example input is known for {type(model).__name__}; run the pipeline once inside attach(...) and read .plan."
+    )
+
+
+Make = Callable[..., Tensor]
+
+
+def _square(config: Config) -> tuple[int, int]:
+    size = config.get("sample_size") or 64
+    return (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[return-value]
+
+
+def _unet(config: Config, make: Make, length: int) -> dict[str, Any]:
+    width = config["cross_attention_dim"]
+    inputs: dict[str, Any] = {
+        "sample": make(1, config["in_channels"], *_square(config)),
+        "timestep": make(),
+        "encoder_hidden_states": make(1, length, width if isinstance(width, int) else width[0]),
+    }
+    if config.get("time_cond_proj_dim"):
+        inputs["timestep_cond"] = make(1, config["time_cond_proj_dim"])
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        inputs["added_cond_kwargs"] = {"text_embeds": make(1, pooled), "time_ids": make(1, 6)}
+    return inputs
+
+
+def _svd(config: Config, make: Make, _: int) -> dict[str, Any]:
+    width = config["cross_attention_dim"]
+    return {
+        "sample": make(1, config["num_frames"], config["in_channels"], *_square(config)),
+        "timestep": make(),
+        "encoder_hidden_states": make(1, 1, width if isinstance(width, int) else width[0]),
+        "added_time_ids": make(1, 3),
+    }
+
+
+def _pixart(config: Config, make: Make, length: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "hidden_states": make(1, config["in_channels"], *_square(config)),
+        "encoder_hidden_states": make(1, length, config["caption_channels"]),
+        "timestep": make(1),
+    }
+    if config.get("use_additional_conditions"):
+        inputs["added_cond_kwargs"] = {"resolution": make(1, 2), "aspect_ratio": make(1, 1)}
+    return inputs
+
+
+def _dit(config: Config, make: Make, _: int) -> dict[str, Any]:
+    return {
+        "hidden_states": make(1, config["in_channels"], *_square(config)),
+        "timestep": make(1),
+        "class_labels": make(1).long(),
+    }
+
+
+def _hunyuan(config: Config, make: Make, _: int) -> dict[str, Any]:
+    height, width = _square(config)
+    tokens = (height // config["patch_size"]) * (width // config["patch_size"])
+    rotary = make(tokens, config["attention_head_dim"]).float()
+    inputs: dict[str, Any] = {
+        "hidden_states": make(1, config["in_channels"], height, width),
+        "timestep": make(1),
+        "encoder_hidden_states": make(1, config["text_len"], config["cross_attention_dim"]),
+        "text_embedding_mask": make(1, config["text_len"]).long(),
+        "encoder_hidden_states_t5": make(1, config["text_len_t5"], config["cross_attention_dim_t5"]),
+        "text_embedding_mask_t5": make(1, config["text_len_t5"]).long(),
+        "image_rotary_emb": (rotary, rotary),
+    }
+    if config.get("use_style_cond_and_image_meta_size", True):
+        inputs |= {"image_meta_size": make(1, 6), "style": make(1).long()}
+    return inputs
+
+
+def _latte(config: Config, make: Make, length: int) -> dict[str, Any]:
+    return {
+        "hidden_states": make(1, config["in_channels"], config["video_length"], *_square(config)),
+        "timestep": make(1),
+        "encoder_hidden_states": make(1, length, config["caption_channels"]),
+    }
+
+
+def _sd3(config: Config, make: Make, length: int) -> dict[str, Any]:
+    return {
+        "hidden_states": make(1, config["in_channels"], *_square(config)),
+        "encoder_hidden_states": make(1, length + 256, config["joint_attention_dim"]),
+        "pooled_projections": make(1, config["pooled_projection_dim"]),
+        "timestep": make(1),
+    }
+
+
+def _flux(config: Config, make: Make, _: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "hidden_states": make(1, 4096, config["in_channels"]),  # 1024 x 1024 pixels, packed 2 x 2 latents
+        "encoder_hidden_states": make(1, 512, config["joint_attention_dim"]),
+        "pooled_projections": make(1, config["pooled_projection_dim"]),
+        "timestep": make(1),
+        "img_ids": make(4096, 3),
+        "txt_ids": make(512, 3),
+    }
+    if config.get("guidance_embeds"):
+        inputs["guidance"] = make(1)
+    return inputs
+
+
+_EXAMPLES: Mapping[str, Callable[[Config, Make, int], dict[str, Any]]] = {
+    "UNet2DConditionModel": _unet,
+    "UNetSpatioTemporalConditionModel": _svd,
+    "PixArtTransformer2DModel": _pixart,
+    "DiTTransformer2DModel": _dit,
+    "HunyuanDiT2DModel": _hunyuan,
+    "LatteTransformer3DModel": _latte,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
+}

@@ -1,0 +1,180 @@
+"""Model families, as data. Adding a family is adding a row here, or passing one to `attach(..., anatomy=...)`.
+
+Classes are named by string, so nothing is imported. Paths were walked against real models in the tests.
+"""
+
+from .anatomy import Anatomy, Part, Role, Rung
+from .site import Kind, Side
+
+_ENCODER, _MIDDLE, _DECODER = Side.ENCODER, Side.MIDDLE, Side.DECODER
+
+# What runs before what: stages, the layers of a stage in turns, the resampler, the blocks of a layer, the parts of a block.
+_ORDER = (
+    ("down_blocks",),
+    ("mid_block",),
+    ("up_blocks",),
+    ("resnets", "attentions"),
+    ("downsamplers", "upsamplers"),
+    ("blocks", "transformer_blocks", "temporal_transformer_blocks"),
+    ("single_transformer_blocks",),
+    ("attn", "attn1"),
+    ("attn2",),
+    ("ff",),
+    ("ff_context",),
+)
+
+_MODEL = Part(Kind.MODEL, "")
+
+# Every layer and every downsampler of the encoder pushes a residual, every layer of the decoder pops one
+# (DeepCache, section 3.2; residual 0 is the output of the input convolution, which is always computed).
+_LADDER = (
+    _MODEL,
+    Part(Kind.STAGE, "down_blocks.*", _ENCODER),
+    Part(Kind.LAYER, "down_blocks.*.resnets.*", _ENCODER, Rung.NEXT),
+    Part(Kind.LAYER, "down_blocks.*.attentions.*", _ENCODER, Rung.SAME),
+    Part(Kind.LAYER, "down_blocks.*.downsamplers.*", _ENCODER, Rung.NEXT),
+    Part(Kind.STAGE, "mid_block", _MIDDLE, Rung.BOTTOM),
+    Part(Kind.STAGE, "up_blocks.*", _DECODER),
+    Part(Kind.LAYER, "up_blocks.*.resnets.*", _DECODER, Rung.BACK),
+    Part(Kind.LAYER, "up_blocks.*.attentions.*", _DECODER, Rung.SAME),
+    Part(Kind.LAYER, "up_blocks.*.upsamplers.*", _DECODER, Rung.SAME),
+)
+
+
+def _with_cross_attention(*lists: str) -> tuple[Part, ...]:
+    """Transformer blocks of self-attention, cross-attention and MLP, under these paths."""
+    return tuple(
+        part
+        for path in lists
+        for part in (
+            Part(Kind.BLOCK, f"{path}.*"),
+            Part(Kind.SELF_ATTENTION, f"{path}.*.attn1"),
+            Part(Kind.CROSS_ATTENTION, f"{path}.*.attn2"),
+            Part(Kind.MLP, f"{path}.*.ff"),
+        )
+    )
+
+
+UNET = Anatomy(
+    model="UNet2DConditionModel",
+    parts=(*_LADDER, *_with_cross_attention("**.transformer_blocks")),
+    sequence=_ORDER,
+    rows=(
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "class_labels",
+        "timestep_cond",
+        "attention_mask",
+        "added_cond_kwargs",
+        "down_block_additional_residuals",
+        "mid_block_additional_residual",
+        "down_intrablock_additional_residuals",
+        "encoder_attention_mask",
+    ),
+)
+
+# Stable Video Diffusion goes on with the conditional branch: its image is concatenated to the latents and really read.
+SVD = Anatomy(
+    model="UNetSpatioTemporalConditionModel",
+    parts=(*_LADDER, *_with_cross_attention("**.transformer_blocks", "**.temporal_transformer_blocks")),
+    sequence=_ORDER,
+    rows=("sample", "timestep", "encoder_hidden_states", "added_time_ids"),
+    survivor=Role.CONDITIONAL,
+)
+
+PIXART = Anatomy(
+    model="PixArtTransformer2DModel",
+    parts=(_MODEL, *_with_cross_attention("transformer_blocks")),
+    sequence=_ORDER,
+    rows=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "added_cond_kwargs",
+        "attention_mask",
+        "encoder_attention_mask",
+    ),
+)
+
+# DiTPipeline puts the conditional half first and keeps the latents of both halves in one tensor.
+DIT = Anatomy(
+    model="DiTTransformer2DModel",
+    parts=(
+        _MODEL,
+        Part(Kind.BLOCK, "transformer_blocks.*"),
+        Part(Kind.SELF_ATTENTION, "transformer_blocks.*.attn1"),
+        Part(Kind.MLP, "transformer_blocks.*.ff"),
+    ),
+    sequence=_ORDER,
+    rows=("hidden_states", "timestep", "class_labels"),
+    roles=(Role.CONDITIONAL, Role.UNCONDITIONAL),
+    doubled=True,
+)
+
+# Block i of the first half feeds block L-1-i of the second by a long skip.
+HUNYUAN = Anatomy(
+    model="HunyuanDiT2DModel",
+    parts=(_MODEL, *_with_cross_attention("blocks")),
+    sequence=_ORDER,
+    rows=(
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "text_embedding_mask",
+        "encoder_hidden_states_t5",
+        "text_embedding_mask_t5",
+        "image_meta_size",
+        "style",
+        "controlnet_block_samples",
+    ),
+    mirrored=True,
+)
+
+# Blocks over space and over time take turns; only the first have text.
+LATTE = Anatomy(
+    model="LatteTransformer3DModel",
+    parts=(
+        _MODEL,
+        *_with_cross_attention("transformer_blocks"),
+        Part(Kind.BLOCK, "temporal_transformer_blocks.*"),
+        Part(Kind.SELF_ATTENTION, "temporal_transformer_blocks.*.attn1"),
+        Part(Kind.MLP, "temporal_transformer_blocks.*.ff"),
+    ),
+    sequence=_ORDER,
+    rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
+)
+
+# SD 3.5 medium adds a second attention, over the image tokens alone, to its first blocks.
+SD3 = Anatomy(
+    model="SD3Transformer2DModel",
+    parts=(
+        _MODEL,
+        Part(Kind.BLOCK, "transformer_blocks.*"),
+        Part(Kind.JOINT_ATTENTION, "transformer_blocks.*.attn"),
+        Part(Kind.SELF_ATTENTION, "transformer_blocks.*.attn2"),
+        Part(Kind.MLP, "transformer_blocks.*.ff"),
+        Part(Kind.MLP, "transformer_blocks.*.ff_context"),
+    ),
+    sequence=_ORDER,
+    rows=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "block_controlnet_hidden_states"),
+)
+
+# Guidance is distilled into the network; true guidance, if asked for, is a second call.
+FLUX = Anatomy(
+    model="FluxTransformer2DModel",
+    parts=(
+        _MODEL,
+        Part(Kind.BLOCK, "transformer_blocks.*"),
+        Part(Kind.JOINT_ATTENTION, "transformer_blocks.*.attn"),
+        Part(Kind.MLP, "transformer_blocks.*.ff"),
+        Part(Kind.MLP, "transformer_blocks.*.ff_context"),
+        Part(Kind.BLOCK, "single_transformer_blocks.*"),
+        Part(Kind.JOINT_ATTENTION, "single_transformer_blocks.*.attn"),
+    ),
+    sequence=_ORDER,
+    rows=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),
+    passes=(Role.CONDITIONAL, Role.UNCONDITIONAL),
+)
+
+FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SD3, FLUX)

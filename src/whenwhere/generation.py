@@ -1,0 +1,157 @@
+"""One generation: its table, its memory, and the trace it writes. Born at the first call of the denoiser, dropped at the end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from .anatomy import Anatomy, Role
+from .clock import Step
+from .decision import Call, Memory, Output
+from .layout import Branches, branches_of, settle
+from .method import Method
+from .site import Kind, Site
+from .table import Column, Opinion, lay, slot_key
+
+# Separate guidance calls within one step; more mean that the scheduler listened to is not the one in use.
+_MOST_PASSES = 8
+
+
+class Generation:
+    """The state of one generation.
+
+    Attributes:
+        memory: what is remembered.
+        plan: the table in force.
+        trace: what was done, a column for every evaluation so far.
+        samples: images or videos generated at once; 0 until known.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        methods: Sequence[Method],
+        anatomy: Anatomy,
+        timesteps: Sequence[float | None],
+        declared: tuple[Role, ...] | None,
+    ) -> None:
+        self.memory = Memory()
+        self.plan: list[Column] = []
+        self.trace: list[Column] = []
+        self.samples = 0
+        self.branches: Branches | None = None  # of the batch that enters the model
+        self.inner: Branches | None = None  # of the batch that reaches the sites inside
+        self._sites, self._methods, self._anatomy = sites, methods, anatomy
+        self._timesteps = timesteps
+        self._declared = declared
+        self._roles = declared or anatomy.roles
+        self._branch_count, self._passes = 0, 1
+        self._rows: dict[int, int] = {}  # of the batch, by pass
+        self._open: tuple[int, int] | None = None
+        self._pass = 0
+        self.column: Column
+        self.traced: Column
+
+    @property
+    def count(self) -> int:
+        """Evaluations that this generation executes."""
+        return len(self._timesteps)
+
+    def open(self, index: int, rows: int | None) -> None:
+        """Turn to the column of a step and the present pass, unless it is open already.
+
+        Args:
+            index: the step.
+            rows: rows of the batch that enters the denoiser; `None` from a network that is called before it.
+
+        Raises:
+            RuntimeError: the rows are no whole number of branches, or the scheduler does not move.
+        """
+        if rows is not None:
+            self._learn_rows(rows)
+        branches = len(self.branches.roles) if self.branches else len(self._roles)
+        if self._pass >= _MOST_PASSES:
+            raise RuntimeError(
+                f"the denoiser was called {self._pass} times without a step of the scheduler that was attached: "
+                "another scheduler must be in use. Attach with that one."
+            )
+        if branches != self._branch_count or self._pass >= self._passes:
+            self._lay(index, branches, max(self._passes, self._pass + 1))
+        if self._open != (index, self._pass):
+            self._open = (index, self._pass)
+            self.column = self.plan[index * self._passes + self._pass]
+            self.traced = Column(self.column.step, [()] * len(self._sites), [False] * len(self._sites))
+            self.trace.append(self.traced)
+        if rows is not None:
+            self._enter()
+
+    def close(self) -> None:
+        """The denoiser returned: a further call within the same step is the next pass."""
+        self._pass += 1
+
+    def stepped(self, samples: int) -> None:
+        """The scheduler moves that many samples: now the branches are known, whatever was declared."""
+        if self._anatomy.doubled and self.branches is not None:
+            samples = self.branches.samples  # the pipeline moves all branches together
+        if samples != self.samples and self._rows:
+            self.samples = samples
+            self.branches = settle(self._anatomy, self._roles, self._rows[0], samples)
+            self.memory.settle(self.branches)
+            if len(self.branches.roles) != self._branch_count:
+                self._lay(0, len(self.branches.roles), self._passes)
+                for column in self.trace:
+                    column.step = replace(column.step, branches=self._branch_count)
+        self._pass = 0
+
+    def carry_out(
+        self, i: int, opinions: tuple[Opinion, ...], original: Callable[..., Output], args: Any, kwargs: dict[str, Any]
+    ) -> Output:
+        """Apply the opinions about one call, outermost first."""
+        first, rest = opinions[0], opinions[1:]
+        slot = self.memory.slot(*slot_key(first, i, self._pass))
+        decision = first.decision
+        if decision.recalls and slot.empty:
+            decision = decision.fresh()
+        self.traced.opinions[i] += (Opinion(first.method, decision),)
+        forward = partial(self._inner, i, rest, original) if rest else original
+        site = self._sites[i]
+        branches = self.branches if site.kind is Kind.MODEL else self.inner
+        return decision.apply(Call(site, self.column.step, forward, args, kwargs, branches), slot)
+
+    def _inner(self, i: int, opinions: tuple[Opinion, ...], original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
+        return self.carry_out(i, opinions, original, args, kwargs)
+
+    def _learn_rows(self, rows: int) -> None:
+        """Take note of the size of the batch; what was remembered of another size is dropped."""
+        if self._rows.get(self._pass, rows) != rows:
+            self.memory.slots.clear()  # guidance was switched on or off between two steps
+            self.memory.bytes = 0
+        self._rows[self._pass] = rows
+        if self.samples:
+            self.branches = settle(self._anatomy, self._roles, rows, self.samples)
+        elif self._declared is not None:
+            samples, rest = divmod(rows, len(self._declared))
+            if rest:
+                raise RuntimeError(
+                    f"the pipeline declares the guidance branches {', '.join(self._declared)}, but its batch has {rows} rows, "
+                    f"which {len(self._declared)} does not divide."
+                )
+            self.branches = branches_of(self._anatomy, self._declared, samples)
+
+    def _enter(self) -> None:
+        """The layout that reaches the sites inside, after the decisions about the model itself."""
+        self.inner = self.branches
+        for opinion in self.column.opinions[0]:
+            if self.inner is not None:
+                self.inner = opinion.decision.inner_layout(self.inner)
+
+    def _lay(self, index: int, branches: int, passes: int) -> None:
+        """Lay the table anew from a step on."""
+        self._branch_count, self._passes = branches, passes
+        steps = [
+            Step(i, self.count, pass_, branches, timestep)
+            for i, timestep in enumerate(self._timesteps)
+            for pass_ in range(passes)
+        ]
+        laid = lay(self._sites, self._methods, steps)
+        self.plan = self.plan[: index * passes] + laid[index * passes :]

@@ -1,0 +1,43 @@
+"""Methods: published algorithms, each a frozen dataclass whose fields are the paper's hyper-parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from .clock import Step
+from .decision import Decision
+from .site import Kind, Site
+
+
+class Method(ABC):
+    """A published algorithm: one pure function from (site, step) to a decision.
+
+    A concrete method is a frozen dataclass. It carries no state: what it must remember lives in the attachment's memory.
+    """
+
+    kinds: ClassVar[frozenset[Kind]]  # the kinds of site it has an opinion about
+    reads_timestep: ClassVar[bool] = False  # whether it needs `step.timestep`, which costs one synchronisation a generation
+    # What is likely wrong if every site was computed at every step.
+    idle_reason: ClassVar[str] = "its plan computes everything at this number of steps; print(attachment.plan) shows it."
+
+    @abstractmethod
+    def decide(self, site: Site, step: Step) -> Decision | None:
+        """What to do at this site and step; `None` for no opinion. Pure: no tensors, no counters.
+
+        Raises:
+            ValueError: a field does not fit the number of steps.
+        """
+
+    def asks(self, site: Site) -> bool:
+        """Whether it ever has an opinion about a site; only such sites are wrapped."""
+        return site.kind in self.kinds
+
+    def check(self, sites: Sequence[Site], model: str) -> None:  # noqa: B027  (an optional refinement, not abstract)
+        """Refuse a model by raising ValueError that names the methods which fit it instead."""
+
+    def renews(self, step: Step) -> bool:  # noqa: ARG002
+        """Whether the other methods must compute everything at this step.
+
+        A method says so when it keeps outputs that the others would have skipped, or when it changes the batch.
+        """
+        return False

@@ -1,0 +1,171 @@
+"""Plans and traces: the table sites x steps, before and after, as something to print, save, compare and draw."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from .cost import Cost, Macs, Unit, total
+from .decision import Compute
+from .method import Method
+from .site import Kind, Side, Site
+from .table import Column
+
+_NOT_REACHED = " "
+_FORMAT = 1  # of the JSON files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table of decisions, sites x steps.
+
+    Attributes:
+        kind: whether it was made beforehand or written while running.
+        model: class name of the denoiser.
+        methods: as they would be written in Python.
+        sites: the rows, in the order of execution.
+        rows: for every site one character per evaluation; a blank where the site is not reached.
+        legend: what the characters mean.
+        cost: multiply-adds and bytes; `None` where the model could not be priced.
+        held: the most bytes that the memory really held; `None` in a plan.
+    """
+
+    kind: Literal["plan", "trace"]
+    model: str
+    methods: tuple[str, ...]
+    sites: tuple[Site, ...]
+    rows: tuple[str, ...]
+    legend: dict[str, str]
+    cost: Cost | None
+    held: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        kind: Literal["plan", "trace"],
+        model: str,
+        methods: Sequence[Method],
+        sites: Sequence[Site],
+        columns: Sequence[Column],
+        units: Sequence[Unit] | None,
+        samples: int,
+        held: int | None = None,
+    ) -> Self:
+        """A plan from the columns of a table; with what one row costs at every site, also its cost."""
+        rows = tuple("".join(_symbol(column, i) for column in columns) for i in range(len(sites)))
+        legend = {Compute.symbol: Compute.name}
+        for column in columns:
+            for opinion in (opinion for opinions in column.opinions for opinion in opinions):
+                legend[opinion.decision.symbol] = opinion.decision.name
+        cost = total(sites, units, columns, samples) if units else None
+        return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held)
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of the denoiser; separate guidance calls count one each."""
+        return len(self.rows[0])
+
+    def row(self, path: str, kind: Kind | None = None) -> str:
+        """The characters of one site, by its path (and its kind, where two sites share a path).
+
+        Raises:
+            KeyError: no such site.
+        """
+        for site, row in zip(self.sites, self.rows, strict=True):
+            if site.path == path and kind in (None, site.kind):
+                return row
+        raise KeyError(f"{path!r} is no site of this {self.kind}")
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """Label and characters of every run of sites of one kind that are treated alike."""
+        found = []
+        for kind in dict.fromkeys(site.kind for site in self.sites):
+            rows = [(s, r) for s, r in zip(self.sites, self.rows, strict=True) if s.kind is kind]
+            for row, run in groupby(rows, key=lambda pair: pair[1]):
+                members = [site for site, _ in run]
+                found.append((_label(kind, members, len(rows)), row))
+        return found
+
+    def __str__(self) -> str:
+        width = max(len(label) for label, _ in self.groups)
+        lines = [f"{label:<{width}}  {row}" for label, row in self.groups]
+        legend = "   ".join(f"{symbol} {name}" for symbol, name in self.legend.items())
+        return "\n".join([*lines, "", legend, *self.summary])
+
+    @property
+    def summary(self) -> list[str]:
+        """Multiply-adds and bytes in words, one line each."""
+        if self.cost is None:
+            return []
+        cost = self.cost
+        lines = [
+            f"{_tera(cost.macs.all)} of {_tera(cost.baseline.all)} MACs ({cost.ratio:.2f}x fewer), "
+            f"{_tera(cost.macs.papers)} of {_tera(cost.baseline.papers)} in the papers' convention (without QK^T and AV)",
+            f"{_mega(cost.bytes)} remembered at most" + ("" if self.held is None else f", {_mega(self.held)} measured"),
+        ]
+        return lines
+
+    def save(self, path: str | Path) -> None:
+        """Write this table as JSON."""
+        Path(path).write_text(json.dumps({"whenwhere": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a table that `save` wrote.
+
+        Raises:
+            ValueError: the file is no JSON, or no plan or trace of this library.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data.pop("whenwhere") != _FORMAT:
+                raise ValueError("it was written by another version of the format")
+            return cls._from(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no saved plan or trace: {error!r}") from error
+
+    @classmethod
+    def _from(cls, data: dict[str, Any]) -> Self:
+        sites = tuple(
+            Site(**{**site, "kind": Kind(site["kind"]), "side": Side(site["side"]) if site["side"] else None})
+            for site in data["sites"]
+        )
+        cost = data["cost"] and Cost(
+            Macs(**data["cost"]["macs"]), Macs(**data["cost"]["baseline"]), data["cost"]["bytes"]
+        )
+        rows, methods = tuple(data["rows"]), tuple(data["methods"])
+        if len(rows) != len(sites) or len({len(row) for row in rows}) != 1:
+            raise ValueError(f"{len(sites)} sites do not go with {len(rows)} rows, or the rows differ in length")
+        return cls(**{**data, "sites": sites, "cost": cost, "rows": rows, "methods": methods})
+
+
+def _symbol(column: Column, site: int) -> str:
+    """What is shown of a cell: the outermost decision that is more than computing."""
+    if not column.reached[site]:
+        return _NOT_REACHED
+    symbols = [opinion.decision.symbol for opinion in column.opinions[site]]
+    return next((symbol for symbol in symbols if symbol != Compute.symbol), Compute.symbol)
+
+
+def _label(kind: Kind, members: list[Site], count: int) -> str:
+    if kind in (Kind.MODEL, Kind.CONTROL):
+        return kind.value
+    if len(members) == count:
+        return f"{kind.value} x{count}" if count > 1 else kind.value
+    first, last = members[0], members[-1]
+    return first.path if first is last else f"{first.path} ... {last.path}"
+
+
+def _tera(macs: int) -> str:
+    """Multiply-adds with four digits and a unit."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if macs >= size:
+            return f"{macs / size:.4g} {unit}"
+    return str(macs)
+
+
+def _mega(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"

@@ -1,0 +1,77 @@
+"""Planning before anything runs: the table and its cost for a model, a pipeline or the name of a published architecture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from . import architectures
+from .anatomy import Anatomy, find, walk
+from .attach import choose, denoiser_of
+from .clock import Scheduler, Step
+from .cost import measure
+from .examples import example_of
+from .families import FAMILIES
+from .method import Method
+from .plan import Plan
+from .table import lay
+
+
+def plan(
+    model: Any,
+    *methods: Method,
+    steps: int,
+    guidance: bool = True,
+    images: int = 1,
+    scheduler: Scheduler | None = None,
+    anatomy: Anatomy | None = None,
+) -> Plan:
+    """What methods will do and cost, before anything runs; weights are not needed.
+
+    Args:
+        model: a diffusers pipeline, its denoiser, or the name of a published architecture such as "sdxl" (see
+            `whenwhere.architectures.names()`).
+        methods: as for `attach`; without any, the plain run.
+        steps: evaluations of the denoiser. Solvers of second order evaluate nearly twice per inference step.
+        guidance: whether classifier-free guidance is on. Models with distilled guidance have one branch anyway.
+        images: images, or videos, generated at once.
+        scheduler: where methods go by timesteps: a scheduler whose timesteps are set.
+        anatomy: for a model family that the library does not know.
+
+    Raises:
+        ValueError: unknown name or family, a method that does not fit the model or the number of steps, `steps` < 1.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    denoiser, inputs = _denoiser_and_inputs(model)
+    anatomy = anatomy or find(denoiser, FAMILIES)
+    sites = choose(walk(denoiser, anatomy), methods, type(denoiser).__name__)
+    branches = len(anatomy.roles) if guidance and _guided(model, denoiser, anatomy) else 1
+    passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
+    columns = lay(sites, methods, _steps(steps, branches, passes, scheduler))
+    return Plan.of("plan", type(denoiser).__name__, methods, sites, columns, measure(denoiser, sites, inputs), images)
+
+
+def _denoiser_and_inputs(model: Any) -> tuple[nn.Module, dict[str, Any]]:
+    if isinstance(model, str):
+        return architectures.build(model), architectures.example(model, rows=1)
+    denoiser = denoiser_of(model)
+    return denoiser, example_of(denoiser, getattr(model, "tokenizer", None))
+
+
+def _guided(model: Any, denoiser: nn.Module, anatomy: Anatomy) -> bool:
+    """Whether the model is normally run on a guidance batch."""
+    if anatomy.passes:
+        return False
+    if isinstance(model, str):
+        return architectures.architecture(model).guided
+    return getattr(getattr(denoiser, "config", None), "time_cond_proj_dim", None) is None
+
+
+def _steps(count: int, branches: int, passes: int, scheduler: Scheduler | None) -> list[Step]:
+    timesteps: Sequence[float | None] = [None] * count
+    if scheduler is not None:
+        timesteps = [float(t) for t in scheduler.timesteps]
+        if len(timesteps) != count:
+            raise ValueError(f"the scheduler has {len(timesteps)} timesteps set, the plan is for {count} steps.")
+    return [Step(i, count, pass_, branches, timesteps[i]) for i in range(count) for pass_ in range(passes)]

@@ -1,0 +1,130 @@
+"""The table of decisions, sites x steps, laid from the methods before anything runs.
+
+Besides asking every method about every site and step, laying the table settles what follows from it: a recall where nothing
+is remembered becomes a computation, a site inside a recalled one is not reached, and nothing is kept that no later step
+recalls. Printing, costing and carrying out all read the same table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .clock import Step
+from .decision import Compute, Decision
+from .method import Method
+from .site import Kind, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one method, by its number, wants at a site and step."""
+
+    method: int
+    decision: Decision
+
+
+@dataclass(slots=True)
+class Column:
+    """One step of the table: for every site its opinions, outermost method first, and whether it is reached."""
+
+    step: Step
+    opinions: list[tuple[Opinion, ...]]
+    reached: list[bool]
+
+
+def lay(sites: Sequence[Site], methods: Sequence[Method], steps: Sequence[Step]) -> list[Column]:
+    """Ask every method about every site and step; settle recalls, reach and keeping.
+
+    Args:
+        sites: in the order of execution.
+        methods: the outermost first.
+        steps: in the order of evaluation; separate guidance calls follow one another.
+    """
+    columns = [Column(step, [_ask(site, methods, step) for site in sites], [True] * len(sites)) for step in steps]
+    within = ancestors(sites)
+    remembered: set[tuple[int, int, int]] = set()
+    for column in columns:
+        for i in range(len(sites)):
+            column.reached[i] = not any(_stops(column.opinions[j]) and column.reached[j] for j in within[i])
+            if column.reached[i]:
+                column.opinions[i] = _settle(column.opinions[i], i, column.step, remembered)
+    _forget_the_unneeded(columns)
+    return columns
+
+
+def ancestors(sites: Sequence[Site]) -> list[list[int]]:
+    """For every site the numbers of the sites it lies inside."""
+    numbers = {site.path: i for i, site in enumerate(sites) if site.kind is not Kind.CONTROL}
+    found: list[list[int]] = []
+    for site in sites:
+        names = site.path.split(".") if site.kind is not Kind.CONTROL else []
+        prefixes = [".".join(names[:end]) for end in range(len(names))]
+        found.append([numbers[prefix] for prefix in prefixes if prefix in numbers and prefix != site.path])
+    return found
+
+
+def slot_key(opinion: Opinion, site: int, pass_: int) -> tuple[int, int, int]:
+    """Where an opinion's memory is: by method, site and pass; one slot for all passes if its decision is shared."""
+    return (opinion.method, site, -1 if opinion.decision.shared else pass_)
+
+
+def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ...]:
+    renewing = [i for i, method in enumerate(methods) if method.renews(step)]
+    opinions = []
+    for i, method in enumerate(methods):
+        decision = method.decide(site, step) if method.asks(site) else None
+        if decision is not None:
+            renewed = any(other != i for other in renewing) and site.kind is not Kind.MODEL
+            opinions.append(Opinion(i, decision.fresh() if renewed else decision))
+    return tuple(opinions)
+
+
+def _stops(opinions: tuple[Opinion, ...]) -> bool:
+    """Whether the module itself does not run."""
+    return any(opinion.decision.stops for opinion in opinions)
+
+
+def _settle(
+    opinions: tuple[Opinion, ...], site: int, step: Step, remembered: set[tuple[int, int, int]]
+) -> tuple[Opinion, ...]:
+    """Turn recalls of nothing into computations; note what is remembered. What is inside a recall is not asked."""
+    settled = []
+    for i, opinion in enumerate(opinions):
+        key = slot_key(opinion, site, step.pass_)
+        if opinion.decision.recalls and key not in remembered:
+            opinion = Opinion(opinion.method, opinion.decision.fresh())
+        if opinion.decision.keeps:
+            remembered.add(key)
+        settled.append(opinion)
+        if opinion.decision.stops:
+            return (*settled, *opinions[i + 1 :])
+    return tuple(settled)
+
+
+def _forget_the_unneeded(columns: list[Column]) -> None:
+    """Walk backwards and drop every keep that no later reached step recalls, and every opinion that is then empty."""
+    needed: set[tuple[int, int, int]] = set()
+    for column in reversed(columns):
+        for i, opinions in enumerate(column.opinions):
+            if column.reached[i]:
+                column.opinions[i] = _trim(opinions, i, column.step, needed)
+
+
+def _trim(
+    opinions: tuple[Opinion, ...], site: int, step: Step, needed: set[tuple[int, int, int]]
+) -> tuple[Opinion, ...]:
+    """Drop what keeps for nobody. An inner opinion behind a recall is not carried out and needs nothing."""
+    trimmed = []
+    for opinion in opinions:
+        key = slot_key(opinion, site, step.pass_)
+        decision = opinion.decision
+        if decision.keeps and key not in needed:
+            decision = decision.bare()
+        if decision.keeps:
+            needed.discard(key)
+        if decision.recalls:
+            needed.add(key)
+        if decision != Compute():
+            trimmed.append(Opinion(opinion.method, decision))
+        if decision.stops:
+            break
+    return tuple(trimmed)
