@@ -12,18 +12,36 @@ from typing import Any
 from unittest import mock
 from zlib import crc32
 
-import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
-from tiny_models import DEEP_UNET, POOLED, TOKENS, UNET, WIDTH, XL_UNET, dit, flux, pixart, unet, vae
+from diffusers import DiffusionPipeline
+from tiny_models import (
+    DEEP_UNET,
+    FRAMES,
+    PICTURE,
+    POOLED,
+    SD3,
+    SD35,
+    SIZED,
+    TOKENS,
+    UNET,
+    WIDTH,
+    dit,
+    flux,
+    hunyuan_dit,
+    latte,
+    lcm,
+    pixart,
+    sd,
+    sd3,
+    sd_controlnet,
+    sd_ip_adapter,
+    sdxl,
+    sdxl_controlnet,
+    svd,
+)
 from torch import Tensor
 
 GUIDANCE = 3.0
-# Stable Diffusion's, for everyone: a network that predicts nothing grows noise 15 times here, 158 times with DiT's.
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-WITHOUT_TEXT = {"text_encoder": None, "tokenizer": None}
-WITHOUT_TEXT_2 = WITHOUT_TEXT | {"text_encoder_2": None, "tokenizer_2": None}
 
 Inputs = dict[str, Any]
 
@@ -54,7 +72,7 @@ class Case:
 
     name: str
     build: Callable[[], DiffusionPipeline]  # fresh, silent, in eval mode, the same weights every time
-    run: Callable[..., Tensor]  # run(pipe, seed=, prompts=, ...) -> latents, see `_run`
+    run: Callable[..., Tensor]  # run(pipe, seed=, prompts=, ...) -> latents, see `_case`
     denoiser: str  # "unet" or "transformer"
     guided: bool  # whether guidance makes a guidance batch or a second call
 
@@ -65,42 +83,6 @@ def build(name: str) -> DiffusionPipeline:
 
 def run(name: str, pipe: DiffusionPipeline, **kwargs: Any) -> Tensor:
     return CASES[name].run(pipe, **kwargs)
-
-
-# Pipelines
-
-
-def _pipeline(kind: str, **components: Any) -> DiffusionPipeline:
-    pipe = getattr(diffusers, kind)(**components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _ddim() -> DDIMScheduler:
-    return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-
-
-def _sd(kind: str = "StableDiffusionPipeline", config: Inputs = UNET) -> DiffusionPipeline:
-    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return _pipeline(kind, unet=unet(**config), vae=vae(), scheduler=_ddim(), **WITHOUT_TEXT, **absent)
-
-
-def _sdxl(kind: str = "StableDiffusionXLPipeline") -> DiffusionPipeline:
-    scheduler = EulerDiscreteScheduler(**BETAS, steps_offset=1)
-    return _pipeline(kind, unet=unet(**XL_UNET), vae=vae(), scheduler=scheduler, **WITHOUT_TEXT_2)
-
-
-def _pixart(kind: str, **changes: Any) -> DiffusionPipeline:
-    scheduler = DPMSolverMultistepScheduler(**BETAS)
-    return _pipeline(kind, transformer=pixart(**changes), vae=vae(), scheduler=scheduler, **WITHOUT_TEXT)
-
-
-def _dit() -> DiffusionPipeline:
-    return _pipeline("DiTPipeline", transformer=dit(), vae=vae(), scheduler=_ddim())
-
-
-def _flux() -> DiffusionPipeline:
-    return _pipeline("FluxPipeline", transformer=flux(), vae=vae(), scheduler=FlowScheduler(), **WITHOUT_TEXT_2)
 
 
 # Inputs: each function gives a part of a pipeline's arguments
@@ -123,11 +105,24 @@ def _canvas(request: Request) -> Inputs:
     return {"height": request.size, "width": request.size}
 
 
+def _eightfold_canvas(request: Request) -> Inputs:
+    return {"height": 8 * request.size, "width": 8 * request.size, "use_resolution_binning": False}
+
+
+def _video(_: Request) -> Inputs:
+    return {"num_frames": FRAMES}
+
+
+def _latte_video(_: Request) -> Inputs:
+    return {"negative_prompt": None, "video_length": FRAMES}
+
+
+def _prompt(request: Request) -> Inputs:
+    return {"prompt_embeds": request.draw("prompt", TOKENS, WIDTH)}
+
+
 def _text(request: Request) -> Inputs:
-    return {
-        "prompt_embeds": request.draw("prompt", TOKENS, WIDTH),
-        "negative_prompt_embeds": request.draw("negative prompt", TOKENS, WIDTH),
-    }
+    return _prompt(request) | {"negative_prompt_embeds": request.draw("negative prompt", TOKENS, WIDTH)}
 
 
 def _pooled(request: Request) -> Inputs:
@@ -145,12 +140,51 @@ def _masks(request: Request) -> Inputs:
     return {"prompt_attention_mask": mask, "negative_prompt_attention_mask": negative}
 
 
+def _second_text(request: Request) -> Inputs:
+    """A second text encoder's embeddings: other numbers, the same lengths."""
+    text = {name: embeds.flip(-1) for name, embeds in _text(request).items()}
+    return {f"{name}_2": value for name, value in (text | _masks(request)).items()}
+
+
 def _unbinned(_: Request) -> Inputs:
     return {"negative_prompt": None, "use_resolution_binning": False}
 
 
 def _labels(request: Request) -> Inputs:
     return {"class_labels": [(request.embeds_seed + i) * 37 % 1000 for i in range(request.prompts)]}
+
+
+def _image(request: Request) -> Inputs:
+    """Images in [0, 1], (B, 3, H, W)."""
+    return {"image": request.draw("image", 3, request.size, request.size).sigmoid()}
+
+
+def _start(request: Request) -> Inputs:
+    """Images to start from: of six steps, the last four are taken."""
+    return _image(request) | {"strength": 0.7}
+
+
+def _hole(request: Request) -> Inputs:
+    return {"mask_image": (request.draw("mask", 1, request.size, request.size) > 0).float()}
+
+
+def _picture(request: Request) -> Inputs:
+    """A video's first frame, of a fixed size: the image encoder takes it as it is, the VAE's copy is resized."""
+    return {"image": request.draw("image", 3, PICTURE, PICTURE).sigmoid()}
+
+
+def _image_prompt(request: Request) -> Inputs:
+    """Give every prompt the same image, as the pipeline demands; the unconditional half comes first."""
+    image = torch.linspace(-1, 1, POOLED).sin().reshape(1, 1, POOLED)
+    return {"ip_adapter_image_embeds": [torch.cat([-image, image]) if request.guidance else image]}
+
+
+def _perturbation(request: Request) -> Inputs:
+    return {"pag_scale": GUIDANCE if request.guidance else 0.0}
+
+
+def _video_scale(request: Request) -> Inputs:
+    return {"max_guidance_scale": GUIDANCE if request.guidance else 1.0}
 
 
 def _true_scale(request: Request) -> Inputs:
@@ -161,7 +195,8 @@ def _true_scale(request: Request) -> Inputs:
 
 
 def _call(pipe: DiffusionPipeline, _: Request, inputs: Inputs) -> Tensor:
-    return pipe(**inputs)[0]
+    latents = pipe(**inputs)
+    return latents if isinstance(latents, Tensor) else latents[0]  # a video comes without its tuple
 
 
 def _call_dit(pipe: DiffusionPipeline, request: Request, inputs: Inputs) -> Tensor:
@@ -187,7 +222,6 @@ def _case(
     takes_callback: bool = True,
     default_size: int = 8,
 ) -> Case:
-    @torch.no_grad()
     def run(
         pipe: DiffusionPipeline,
         *,
@@ -219,20 +253,39 @@ def _case(
     return Case(name, build, run, denoiser, guided)
 
 
-_unet_case = partial(_case, denoiser="unet", default_size=16)
+_sd_case = partial(_case, denoiser="unet", default_size=16)
 _pixart_case = partial(_case, takes_callback=False)
+_PROMPTED = (_scale, _text)
+_DRAWN = (*_PROMPTED, _canvas)
+_XL = (*_DRAWN, _pooled)
 
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        _unet_case("sd", _sd, _scale, _canvas, _text),
-        _unet_case("sd-deep", partial(_sd, config=DEEP_UNET), _scale, _canvas, _text),
-        _unet_case("sdxl", _sdxl, _scale, _canvas, _text, _pooled),
-        _pixart_case(
-            "pixart-alpha", partial(_pixart, "PixArtAlphaPipeline"), _scale, _canvas, _text, _masks, _unbinned
-        ),
-        _case("dit", _dit, _scale, _labels, call=_call_dit, takes_callback=False),
-        _case("flux", _flux, _scale, _canvas, _text, _pooled, guided=False),
-        _case("flux-true-cfg", _flux, _true_scale, _canvas, _text, _pooled),
+        _sd_case("sd", sd, *_DRAWN),
+        _sd_case("sd-deep", partial(sd, config=DEEP_UNET), *_DRAWN),
+        _sd_case("sd-img2img", partial(sd, "Img2Img"), *_PROMPTED, _start),
+        _sd_case("sd-inpaint", partial(sd, "Inpaint"), *_DRAWN, _image, _hole),
+        _sd_case("sd-inpaint9", partial(sd, "Inpaint", UNET | {"in_channels": 9}), *_DRAWN, _image, _hole),
+        _sd_case("sd-controlnet", sd_controlnet, *_DRAWN, _image),
+        _sd_case("sd-ip-adapter", sd_ip_adapter, *_DRAWN, _image_prompt),
+        _sd_case("sd-lcm", lcm, _scale, _prompt, _canvas, guided=False),
+        _sd_case("sd-pix2pix", partial(sd, "InstructPix2Pix", UNET | {"in_channels": 8}), *_PROMPTED, _image),
+        _sd_case("sd-pag", partial(sd, "PAG", pag_applied_layers=["mid", "up"]), *_DRAWN, _perturbation),
+        _sd_case("sdxl", sdxl, *_XL),
+        _sd_case("sdxl-img2img", partial(sdxl, "Img2Img"), *_PROMPTED, _pooled, _start),
+        _sd_case("sdxl-inpaint", partial(sdxl, "Inpaint"), *_XL, _image, _hole),
+        _sd_case("sdxl-controlnet", sdxl_controlnet, *_XL, _image),
+        _case("svd", svd, _video_scale, _canvas, _picture, _video, denoiser="unet"),
+        _pixart_case("pixart-alpha", partial(pixart, "Alpha"), *_DRAWN, _masks, _unbinned),
+        _pixart_case("pixart-alpha-sized", partial(pixart, "Alpha", **SIZED), *_DRAWN, _masks, _unbinned),
+        _pixart_case("pixart-sigma", partial(pixart, "Sigma"), *_DRAWN, _masks, _unbinned),
+        _case("dit", dit, _scale, _labels, call=_call_dit, takes_callback=False),
+        _case("hunyuan-dit", hunyuan_dit, *_PROMPTED, _eightfold_canvas, _masks, _second_text),
+        _case("latte", latte, *_DRAWN, _latte_video),
+        _case("sd3", partial(sd3, SD3), *_XL),
+        _case("sd35", partial(sd3, SD35), *_XL),
+        _case("flux", flux, *_XL, guided=False),
+        _case("flux-true-cfg", flux, _text, _canvas, _pooled, _true_scale),
     )
 }
