@@ -1,7 +1,7 @@
 """Anatomies: what a model family looks like, as data, and the walk that turns a real model into sites.
 
-An anatomy is a table of parts. `*` in a path stands for a number, `**` for any run of names; everything else is literal.
-The execution order of the sites, which their registration order does not give, is data too: the `sequence`.
+An anatomy is a table of parts. `*` in a path stands for a number, `**` for any run of names; everything else is
+literal. The execution order of the sites, which their registration order does not give, is data too: the `sequence`.
 """
 
 import re
@@ -56,7 +56,8 @@ class Anatomy:
         passes: the branches as separate calls of the denoiser, in their order; empty where one batch holds them all.
         survivor: the branch that goes on when guidance is dropped for good (T-GATE section 5 of the paper's code).
         mirrored: whether the blocks are joined by long skips, block i to block count - 1 - i.
-        doubled: whether the family's pipeline keeps the latents of all branches, so that the scheduler moves them all and
+        doubled: whether the family's pipeline keeps the latents of all branches, so that the scheduler moves them all
+        and
             its `step` does not tell how many branches there are.
     """
 
@@ -150,7 +151,7 @@ def _ladder(parts: list[tuple[str, Part]], mirrored: bool) -> list[tuple[int | N
 
 
 def _mirrored_ladder(parts: list[tuple[str, Part]]) -> list[tuple[int | None, Side | None]]:
-    """The ladder of a transformer with long skips: block i and block L-1-i share rung min(i, L-1-i); two are the middle."""
+    """The ladder with long skips: block i and block L-1-i share rung min(i, L-1-i); the two deepest are the middle."""
     blocks = [path for path, part in parts if part.kind is Kind.BLOCK]
     last = len(blocks) - 1
     ladder: list[tuple[int | None, Side | None]] = []
@@ -166,8 +167,10 @@ def _mirrored_ladder(parts: list[tuple[str, Part]]) -> list[tuple[int | None, Si
 
 
 def _mark_carriers(sites: list[Site]) -> list[Site]:
-    """Mark, for each kind, the last site of every rung: what it puts out is what the next rung receives."""
+    """Mark, for each kind, the last site of every rung on the way up: the next rung receives what it puts out."""
     last: Mapping[tuple[Kind, int], int] = {
-        (site.kind, site.depth): i for i, site in enumerate(sites) if site.depth is not None
+        (site.kind, site.depth): i
+        for i, site in enumerate(sites)
+        if site.depth is not None and site.side is not Side.ENCODER
     }
     return [replace(site, carries=True) if i in last.values() else site for i, site in enumerate(sites)]

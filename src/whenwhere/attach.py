@@ -1,7 +1,8 @@
 """Attaching methods to a pipeline: the only file that touches a forward.
 
-`attach` replaces, on the instances, the `forward` of every module that a method has asked about, and lets the clock listen
-to the scheduler. A wrapped call looks its decisions up in the column of the present step; with none it goes straight on.
+`attach` replaces, on the instances, the `forward` of every module that a method has asked about, and lets the clock
+listen to the scheduler. A wrapped call looks its decisions up in the column of the present step; with none it goes
+straight on.
 `detach` takes everything off again.
 """
 
@@ -42,14 +43,16 @@ def attach(
             encloses the second's.
         scheduler: the scheduler of your loop; for a pipeline, its own is taken.
         anatomy: for a model family that the library does not know.
-        guidance: whether the denoiser's batch holds guidance branches, in the family's order. Only needed where neither the
+        guidance: whether the denoiser's batch holds guidance branches, in the family's order. Only needed where
+        neither the
             pipeline nor its scheduler's steps tell: `DiTPipeline`, and loops that move all branches together.
 
     Returns:
         An `Attachment`: a context manager that detaches when it is left, or an object with `detach()`.
 
     Raises:
-        ValueError: no method, a model of no known family, a method that does not fit the model, something attached already.
+        ValueError: no method, a model of no known family, a method that does not fit the model, something attached
+        already.
         TypeError: what is attached is not a method, or there is no denoiser or scheduler to attach to.
     """
     if not methods:
@@ -61,7 +64,8 @@ def attach(
     scheduler = scheduler or getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise TypeError(
-            f"{type(pipe).__name__} has no scheduler, so nobody tells which step it is: attach(denoiser, ..., scheduler=...)."
+            f"{type(pipe).__name__} has no scheduler, so nobody tells which step it is: "
+            "attach(denoiser, ..., scheduler=...)."
         )
     return Attachment(pipe, denoiser, scheduler, anatomy or find(denoiser, FAMILIES), methods, guidance)
 
@@ -75,7 +79,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
     for candidate in candidates:
         if isinstance(candidate, nn.Module):
-            return getattr(candidate, "_orig_mod", candidate)  # type: ignore[no-any-return]  # a compiled module wraps it
+            return getattr(candidate, "_orig_mod", candidate)  # a compiled module wraps it
     raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
 
 
@@ -111,11 +115,11 @@ class Attachment:
         if isinstance(control, nn.Module):
             everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
         chosen = choose(everything, self.methods, type(self._denoiser).__name__)
-        for site, module in chosen.items():
-            if hasattr(vars(module).get("forward"), "attachment"):
+        for site in chosen:
+            if hasattr(vars(everything[site]).get("forward"), "attachment"):
                 raise ValueError(
-                    f"{type(self._denoiser).__name__}: something is attached already (found at {site}). Detach it first, "
-                    "or pass all methods to one attach(pipe, ...)."
+                    f"{type(self._denoiser).__name__}: something is attached already (found at {site}). "
+                    "Detach it first, or pass all methods to one attach(pipe, ...)."
                 )
         return {site: everything[site] for site in chosen}
 
@@ -126,7 +130,8 @@ class Attachment:
         """The plan of the generation that is running or ran last.
 
         Raises:
-            RuntimeError: nothing ran yet, so the number of steps is not known; use `whenwhere.plan(pipe, ..., steps=N)`.
+            RuntimeError: nothing ran yet, so the number of steps is not known; use `whenwhere.plan(pipe, ...,
+            steps=N)`.
         """
         generation = self._generated("plan")
         return self._table("plan", generation, generation.plan)
@@ -254,10 +259,14 @@ class Attachment:
         if self._warned:
             return
         for number, method in enumerate(self.methods):
-            opinions = (o for column in generation.trace for cell in column.opinions for o in cell if o.method == number)
+            opinions = (
+                o for column in generation.trace for cell in column.opinions for o in cell if o.method == number
+            )
             if all(isinstance(opinion.decision, Compute) for opinion in opinions):
                 self._warned = True
-                warnings.warn(f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=6)
+                warnings.warn(
+                    f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=6
+                )
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """The clock: which step of a generation it is, told by the scheduler's own calls.
 
-Pipelines call `scheduler.set_timesteps` once before their loop and `scheduler.step` once per evaluation of the denoiser,
-whatever the order of the solver. Counting these calls needs no callback and no device synchronisation, unlike reading the
-timestep tensor. A denoiser called twice before one `scheduler.step` (separate guidance calls) is in its second pass.
+Pipelines call `scheduler.set_timesteps` once before their loop and `scheduler.step` once per evaluation of the
+denoiser, whatever the order of the solver. Counting these calls needs no callback and no device synchronisation,
+unlike reading the timestep tensor. A denoiser called twice before one `scheduler.step` (separate guidance calls) is in
+its second pass.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """The cost of a table: multiply-adds in two conventions, and the bytes its memory holds.
 
-What one row costs at every site is measured by running a weightless twin of the model on the meta device under PyTorch's
-own counter. The table then says which sites run on how many rows. One multiply-add is one MAC. The convention of most
-papers leaves out the two products of attention, query-key and attention-value, because counters did not see fused kernels;
-both figures are always given.
+What one row costs at every site is measured by running a weightless twin of the model on the meta device under
+PyTorch's own counter. The table then says which sites run on how many rows. One multiply-add is one MAC. The
+convention of most papers leaves out the two products of attention, query-key and attention-value, because counters did
+not see fused kernels; both figures are always given.
 """
 
 import copy
@@ -48,10 +48,10 @@ class Macs:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one row costs at a site: its multiply-adds, and the elements and bytes of its output."""
+    """What one row costs at a site: its multiply-adds, and the bytes of every tensor of its output, in order."""
 
     macs: Macs
-    bytes: int
+    bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Cost:
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of a model's structure on the meta device, made without copying any weight, with every forward its class's own."""
+    """A copy of a model's structure on the meta device, without any weight, every forward its class's own."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         twin = tensor.detach().to("meta")
@@ -102,7 +102,7 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     """
     rows = next(iter(example.values())).shape[0]
     twin = model if next(model.parameters()).device.type == "meta" else meta_twin(model)
-    outputs: dict[str, int] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
     handles = [
         twin.get_submodule(site.path).register_forward_hook(_note_bytes(outputs, site.path))
         for site in sites
@@ -116,7 +116,10 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
             handle.remove()
     counts, root = counter.get_flop_counts(), type(twin).__name__
     return [
-        Unit(_macs(counts.get(f"{root}.{site.path}" if site.path else root, {}), rows), outputs.get(site.path, 0) // rows)
+        Unit(
+            _macs(counts.get(f"{root}.{site.path}" if site.path else root, {}), rows),
+            tuple(size // rows for size in outputs.get(site.path, ())),
+        )
         for site in sites
     ]
 
@@ -158,7 +161,7 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
             spent += unit.macs.times(branches * samples * (share if whole else share - 1))
             for opinion in column.opinions[i]:
                 if opinion.decision.keeps:
-                    kept = opinion.decision.kept_rows(branches) * samples * unit.bytes
+                    kept = opinion.decision.kept_bytes(unit.bytes, branches) * samples
                     held[slot_key(opinion, i, column.step.pass_)] = kept
                     peak = max(peak, sum(held.values()))
     return Cost(spent, baseline, peak)
@@ -170,23 +173,24 @@ def _macs(counts: Mapping[Any, int], rows: int) -> Macs:
     return Macs(everything // 2 // rows, (everything - products) // 2 // rows)
 
 
-def _note_bytes(outputs: dict[str, int], path: str) -> Any:
+def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Output) -> None:
-        size = 0
+        seen: set[int] = set()
+        sizes: list[int] = []
 
         def note(tensor: Tensor) -> Tensor:
-            nonlocal size
-            size += tensor.numel() * tensor.element_size()
+            sizes.append(0 if id(tensor) in seen else tensor.numel() * tensor.element_size())
+            seen.add(id(tensor))
             return tensor
 
         map_tensors(output, note)
-        outputs[path] = size
+        outputs[path] = tuple(sizes)
 
     return hook
 
 
 def _cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}

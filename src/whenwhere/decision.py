@@ -6,7 +6,7 @@ and dictionaries of tensors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -44,7 +44,7 @@ class Call:
 
     @property
     def tokens(self) -> Tensor:
-        """The features that enter the site: the first positional argument, or the one called `hidden_states` or `sample`."""
+        """The features that enter the site: the first argument, or the one called `hidden_states` or `sample`."""
         if self.args:
             return self.args[0]  # type: ignore[no-any-return]
         kwargs = self.kwargs
@@ -67,11 +67,12 @@ class Slot:
         """Whether nothing is remembered."""
         return self.shape is None
 
-    def put(self, value: Output, call: Call) -> None:
-        """Remember a value made in this call; tensors are detached."""
+    def put(self, value: Output, call: Call, branches: int = 1) -> None:
+        """Remember a value made in this call, detached; one of so many branches is left in it."""
         tokens = call.tokens
         self.value = map_tensors(value, Tensor.detach)
-        self.shape, self.like, self.step = tokens.shape, (tokens.dtype, tokens.device), call.step.index
+        self.shape = torch.Size((tokens.shape[0] // branches, *tokens.shape[1:]))
+        self.like, self.step = (tokens.dtype, tokens.device), call.step.index
         self.memory.account(self, nbytes(self.value))
 
     def get(self, call: Call) -> Output:
@@ -83,8 +84,9 @@ class Slot:
         tokens = call.tokens
         if tokens.shape != self.shape or (tokens.dtype, tokens.device) != self.like:
             raise RuntimeError(
-                f"step {call.step.index}: {call.site} was called with {_describe(tokens.shape, tokens.dtype, tokens.device)}, "
-                f"but what is remembered since step {self.step} was made from {_describe(self.shape, *self.like or ())}. "
+                f"step {call.step.index}: {call.site} was called with "
+                f"{_describe(tokens.shape, tokens.dtype, tokens.device)}, but what is remembered since step "
+                f"{self.step} was made from {_describe(self.shape, *self.like or ())}. "
                 "Batch, resolution, type and device must not change within a generation; start a new one instead."
             )
         return self.value
@@ -116,8 +118,7 @@ class Memory:
     def settle(self, branches: Branches) -> None:
         """Finish what was kept before the guidance branches were known."""
         for slot, keep, call in self.unsettled:
-            slot.value = keep.of(slot.value, branches)
-            self.account(slot, nbytes(slot.value))
+            slot.put(keep.of(slot.value, branches), call, keep.folds_by(branches))
         self.unsettled.clear()
 
     def clear(self) -> None:
@@ -134,14 +135,20 @@ class Keep:
     Attributes:
         name: a word for the printed plan.
         of: maps an output to what is kept of it, given the guidance branches.
-        rows: how many rows per image are kept when the batch has so many branches; what makes the plan's bytes.
-        folds: whether `of` needs to know the branches.
+        size: the bytes that are kept per image, given the bytes of one row of every tensor of the output and the
+        number of
+            branches; what makes the plan's bytes.
+        folds: whether one branch is made of all, so that `of` needs to know them.
     """
 
     name: str
     of: Callable[[Output, Branches | None], Output]
-    rows: Callable[[int], int]
+    size: Callable[[Sequence[int], int], int]
     folds: bool = False
+
+    def folds_by(self, branches: Branches | None) -> int:
+        """How many times fewer rows are kept than came in."""
+        return len(branches.roles) if self.folds and branches is not None else 1
 
 
 class Decision(ABC):
@@ -182,8 +189,8 @@ class Decision(ABC):
         """The same without keeping anything: what remains of it where no later step recalls."""
         return self
 
-    def kept_rows(self, branches: int) -> int:  # noqa: ARG002
-        """Rows per image that are newly remembered afterwards."""
+    def kept_bytes(self, parts: Sequence[int], branches: int) -> int:  # noqa: ARG002
+        """Bytes per image that are newly remembered, given those of one row of every tensor of the output."""
         return 0
 
 
@@ -202,11 +209,9 @@ class Compute(Decision):
         output = call.run()
         if self.keep is None:
             return output
+        slot.put(self.keep.of(output, call.branches), call, self.keep.folds_by(call.branches))
         if self.keep.folds and call.branches is None:
-            slot.put(output, call)
             slot.memory.unsettled.append((slot, self.keep, call))
-        else:
-            slot.put(self.keep.of(output, call.branches), call)
         return output
 
     @property
@@ -218,9 +223,9 @@ class Compute(Decision):
         """Run the module, nothing else."""
         return Compute()
 
-    def kept_rows(self, branches: int) -> int:
+    def kept_bytes(self, parts: Sequence[int], branches: int) -> int:
         """As many as the keep says."""
-        return 0 if self.keep is None else self.keep.rows(branches)
+        return 0 if self.keep is None else self.keep.size(parts, branches)
 
 
 def _whole(output: Output, _: Branches | None) -> Output:
@@ -231,10 +236,10 @@ def _outline(output: Output, _: Branches | None) -> Output:
     return map_tensors(output, lambda t: t.new_zeros(()).expand(t.shape))
 
 
-whole = Keep("whole", _whole, rows=lambda branches: branches)
+whole = Keep("whole", _whole, size=lambda parts, branches: branches * sum(parts))
 # A stand-in of the same shape that occupies one number. It is what flows through a part of the network that is skipped,
 # up to the site whose output was really kept.
-outline = Keep("outline", _outline, rows=lambda branches: 0)
+outline = Keep("outline", _outline, size=lambda _parts, _branches: 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +267,6 @@ class Reuse(Decision):
         return 0.0
 
 
-
 def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:
     """Apply a change to every tensor in nested tuples, lists, dictionaries and output objects; leave the rest."""
     if isinstance(value, Tensor):
@@ -275,12 +279,13 @@ def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:
 
 
 def nbytes(value: Output) -> int:
-    """Bytes of memory that the tensors in a nested value hold; one counted once, however often it appears."""
+    """Bytes of memory that the tensors in a nested value hold; one is counted once, an outline never."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() == 1 or storage.nbytes() > tensor.element_size():
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     map_tensors(value, note)

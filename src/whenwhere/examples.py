@@ -1,8 +1,8 @@
-"""Arguments of one forward that fit a model's own configuration, on the meta device: what pricing a pipeline needs before
-it has run. Shapes follow the pipelines' defaults (native size, full text length)."""
+"""Arguments of one forward that fit a model's own configuration, on the meta device: what pricing a pipeline needs
+before it has run. Shapes follow the pipelines' defaults (native size, full text length)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,21 @@ def example_of(model: nn.Module, tokenizer: object = None) -> dict[str, Any]:
     """
     for cls in type(model).__mro__:
         if cls.__name__ in _EXAMPLES:
-            config: Config = model.config  # type: ignore[assignment]
+            config = cast(Config, model.config)
             length = min(int(getattr(tokenizer, "model_max_length", 77)), 512)
             dtype = next(model.parameters()).dtype
-            return _EXAMPLES[cls.__name__](config, lambda *shape: torch.empty(shape, dtype=dtype, device="meta"), length)
+            return _EXAMPLES[cls.__name__](config, _maker(dtype), length)
     raise ValueError(
-        f"no example input is known for {type(model).__name__}; run the pipeline once inside attach(...) and read .plan."
+        f"no example input is known for {type(model).__name__}; run the pipeline once inside attach(...) and read its "
+        "plan there."
     )
 
 
 Make = Callable[..., Tensor]
+
+
+def _maker(dtype: torch.dtype) -> Make:
+    return lambda *shape: torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _square(config: Config) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from .site import Kind, Side
 
 _ENCODER, _MIDDLE, _DECODER = Side.ENCODER, Side.MIDDLE, Side.DECODER
 
-# What runs before what: stages, the layers of a stage in turns, the resampler, the blocks of a layer, the parts of a block.
+# What runs before what: stages, the layers of a stage in turns, the resampler, the blocks of a layer, the parts of a
+# block.
 _ORDER = (
     ("down_blocks",),
     ("mid_block",),

@@ -1,4 +1,4 @@
-"""One generation: its table, its memory, and the trace it writes. Born at the first call of the denoiser, dropped at the end."""
+"""One generation: its table, its memory, the trace it writes. Born at the denoiser's first call, dropped at the end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -118,7 +118,9 @@ class Generation:
         branches = self.branches if site.kind is Kind.MODEL else self.inner
         return decision.apply(Call(site, self.column.step, forward, args, kwargs, branches), slot)
 
-    def _inner(self, i: int, opinions: tuple[Opinion, ...], original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
+    def _inner(
+        self, i: int, opinions: tuple[Opinion, ...], original: Callable[..., Output], *args: Any, **kwargs: Any
+    ) -> Output:
         return self.carry_out(i, opinions, original, args, kwargs)
 
     def _learn_rows(self, rows: int) -> None:
@@ -133,8 +135,8 @@ class Generation:
             samples, rest = divmod(rows, len(self._declared))
             if rest:
                 raise RuntimeError(
-                    f"the pipeline declares the guidance branches {', '.join(self._declared)}, but its batch has {rows} rows, "
-                    f"which {len(self._declared)} does not divide."
+                    f"the pipeline declares the guidance branches {', '.join(self._declared)}, but its batch has {rows} "
+                    f"rows, which {len(self._declared)} does not divide."
                 )
             self.branches = branches_of(self._anatomy, self._declared, samples)
 
@@ -154,4 +156,7 @@ class Generation:
             for pass_ in range(passes)
         ]
         laid = lay(self._sites, self._methods, steps)
+        probe = branches_of(self._anatomy, self._roles if branches > 1 else self._roles[:1], 1)
+        for opinion in {opinion for column in laid for opinion in column.opinions[0]}:
+            opinion.decision.inner_layout(probe)  # refuses now what could not be carried out later
         self.plan = self.plan[: index * passes] + laid[index * passes :]

@@ -1,7 +1,7 @@
 """The layout of the guidance batch: which rows are which branch, and which arguments hold rows.
 
-The layout is declared by the model family and by the pipeline, never guessed from a batch size. How many samples there are,
-and so how many branches the batch holds, is what the scheduler's `step` moves.
+The layout is declared by the model family and by the pipeline, never guessed from a batch size. How many samples there
+are, and so how many branches the batch holds, is what the scheduler's `step` moves.
 """
 
 import inspect
@@ -31,24 +31,27 @@ class Branches:
     arguments: tuple[str, ...]
     survivor: Role
 
-    def rows_of(self, role: Role) -> slice:
-        """The rows of one branch.
+    def rows_of(self, role: Role, total: int) -> slice:
+        """The rows of one branch among `total`.
 
         Raises:
             ValueError: the batch has no such branch.
         """
         if role not in self.roles:
             raise ValueError(f"the batch holds the branches {', '.join(self.roles)}; there is no {role} one.")
-        start = self.roles.index(role) * self.samples
-        return slice(start, start + self.samples)
+        size = total // len(self.roles)
+        return slice(self.roles.index(role) * size, (self.roles.index(role) + 1) * size)
 
     def alone(self, role: Role) -> "Branches":
         """The layout of one branch on its own."""
         return Branches((role,), self.samples, self.arguments, role)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over the branches of every sample: (branches * B, ...) -> (B, ...)."""
-        return tensor.unflatten(0, (len(self.roles), self.samples)).mean(0)
+        """The mean over the branches of every sample: (branches * n, ...) -> (n, ...).
+
+        n is B, or a multiple of it where frames or places are folded into the rows, branch by branch.
+        """
+        return tensor.reshape(len(self.roles), -1, *tensor.shape[1:]).mean(0)
 
 
 def declared_roles(pipeline: object, anatomy: Anatomy) -> tuple[Role, ...] | None:

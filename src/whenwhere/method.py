@@ -12,13 +12,18 @@ from .site import Kind, Site
 class Method(ABC):
     """A published algorithm: one pure function from (site, step) to a decision.
 
-    A concrete method is a frozen dataclass. It carries no state: what it must remember lives in the attachment's memory.
+    A concrete method is a frozen dataclass. It carries no state: what it must remember lives in the attachment's
+    memory.
     """
 
     kinds: ClassVar[frozenset[Kind]]  # the kinds of site it has an opinion about
-    reads_timestep: ClassVar[bool] = False  # whether it needs `step.timestep`, which costs one synchronisation a generation
+    reads_timestep: ClassVar[bool] = (
+        False  # whether it needs `step.timestep`, which costs one synchronisation a generation
+    )
     # What is likely wrong if every site was computed at every step.
-    idle_reason: ClassVar[str] = "its plan computes everything at this number of steps; print(attachment.plan) shows it."
+    idle_reason: ClassVar[str] = (
+        "its plan computes everything at this number of steps; print(attachment.plan) shows it."
+    )
 
     @abstractmethod
     def decide(self, site: Site, step: Step) -> Decision | None:

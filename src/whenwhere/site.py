@@ -40,7 +40,8 @@ class Site:
         count: how many sites of its kind there are.
         side: encoder, middle or decoder; `None` in networks without skip connections.
         depth: its rung on the skip ladder. The encoder layer that pushes skip k and the decoder layer that pops it
-            both have depth k; a stage has the depth of its shallowest layer; the middle is deepest. `None` off the ladder.
+            both have depth k; a stage has the depth of its shallowest layer; the middle is deepest. `None` off the
+            ladder.
         carries: true for the last site of its kind on its rung: its output is what the next shallower rung receives.
     """
 

@@ -1,8 +1,8 @@
 """The table of decisions, sites x steps, laid from the methods before anything runs.
 
-Besides asking every method about every site and step, laying the table settles what follows from it: a recall where nothing
-is remembered becomes a computation, a site inside a recalled one is not reached, and nothing is kept that no later step
-recalls. Printing, costing and carrying out all read the same table.
+Besides asking every method about every site and step, laying the table settles what follows from it: a recall where
+nothing is remembered becomes a computation, a site inside a recalled one is not reached, and nothing is kept that no
+later step recalls. Printing, costing and carrying out all read the same table.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """DeepCache: accelerating diffusion models for free (Ma et al., CVPR 2024, https://arxiv.org/abs/2312.00858).
 
-The deep features of a U-Net change slowly between neighbouring steps. At full steps everything is computed; in between only
-a shallow rim of the network runs, and the deep feature that would have entered it is the one of the last full step.
+The deep features of a U-Net change slowly between neighbouring steps. At full steps everything is computed; in between
+only a shallow rim of the network runs, and the deep feature that would have entered it is the one of the last full
+step.
 """
 
 import math
@@ -21,15 +22,17 @@ from ..site import Kind, Site
 class DeepCache(Method):
     """DeepCache.
 
-    Residual k joins the encoder layer that pushes it and the decoder layer that pops it; both have depth k, the middle is
-    deepest. Off the full steps whatever is deeper than `branch` is skipped, and only the one tensor that enters the rim is
-    remembered. A ControlNet runs at the full steps only.
+    Residual k joins the encoder layer that pushes it and the decoder layer that pops it; both have depth k, the middle
+    is deepest. Off the full steps whatever is deeper than `branch` is skipped, and only the one tensor that enters the
+    rim is remembered. A ControlNet runs at the full steps only.
 
     Attributes:
-        interval: N, at least 1: a full step every N evaluations, counted from the first executed one; 1 is the plain run.
+        interval: N, at least 1: a full step every N evaluations, counted from the first executed one; 1 is the plain
+        run.
         branch: b in 0 ... R - 1, R the number of residuals: the deepest one that is computed at every step. The paper's
             "skip branch" is b + 1, the public helper's `cache_branch_id` is b.
-        center, pow: the non-uniform schedule of equation 7: as many full steps, denser around `center` (>= 0) with power
+        center, pow: the non-uniform schedule of equation 7: as many full steps, denser around `center` (>= 0) with
+        power
             `pow` > 1; pow = 1 is the uniform schedule.
         full_steps: an explicit list of full steps instead, ascending from 0.
 
@@ -66,8 +69,8 @@ class DeepCache(Method):
         residuals = max((site.depth for site in sites if site.depth is not None), default=0)
         if not residuals:
             raise ValueError(
-                f"{self} needs an encoder and a decoder joined by skip connections; {model} has none. TGate works on models "
-                "with cross-attention, GuidanceStop on all that run with guidance."
+                f"{self} needs an encoder and a decoder joined by skip connections; {model} has none. TGate works on "
+                "models with cross-attention, GuidanceStop on all that run with guidance."
             )
         if self.branch >= residuals:
             raise ValueError(f"{self}: {model} has the branches 0 to {residuals - 1}.")
@@ -75,7 +78,7 @@ class DeepCache(Method):
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps compute and keep, the others recall what is deeper than the branch."""
         if site.kind is Kind.CONTROL:
-            keep = Keep("rim residuals", self._rim, rows=lambda branches: branches)
+            keep = Keep("rim residuals", self._rim, self._rim_size)
         elif site.depth is None or site.depth <= self.branch:
             return None
         else:
@@ -102,14 +105,18 @@ class DeepCache(Method):
         kept = [residual if k <= self.branch else outline.of(residual, None) for k, residual in enumerate(down)]
         return tuple(kept), outline.of(middle, None)
 
+    def _rim_size(self, parts: Sequence[int], branches: int) -> int:
+        return branches * sum(parts[: self.branch + 1])
+
 
 @cache
 def nonuniform(steps: int, full: int, center: int, power: float) -> tuple[int, ...]:
     """The non-uniform schedule of equation 7, as the published results used it.
 
-    `full` + 1 points evenly spaced between (-center)^(1/power) and (steps - center)^(1/power), raised to `power`, cut to
-    whole numbers (towards the centre), moved back by `center`. The root of the negative number is the principal complex one and only real parts are
-    kept, which is not the signed power that the text suggests. Where points coincide the power is lowered by 0.02.
+    `full` + 1 points evenly spaced between (-center)^(1/power) and (steps - center)^(1/power), raised to `power`, cut
+    to whole numbers (towards the centre), moved back by `center`. The root of the negative number is the principal
+    complex one and only real parts are kept, which is not the signed power that the text suggests. Where points
+    coincide the power is lowered by 0.02.
 
     Raises:
         ValueError: center outside the schedule, or no power above 1 gives so many steps.

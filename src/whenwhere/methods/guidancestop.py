@@ -1,7 +1,7 @@
 """Plain "stop guidance at step m": the baseline of every claim about T-GATE.
 
-From step m on the denoiser runs on the conditional branch alone; nothing is kept or reused. Limiting guidance to a part of
-the schedule was studied by Kynkäänniemi et al., 2024 (https://arxiv.org/abs/2404.07724).
+From step m on the denoiser runs on the conditional branch alone; nothing is kept or reused. Limiting guidance to a
+part of the schedule was studied by Kynkäänniemi et al., 2024 (https://arxiv.org/abs/2404.07724).
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..anatomy import Role
-from ..branches import OneBranch, first_call
+from ..branches import OneBranch, first_call, second_call
 from ..clock import Step
-from ..decision import Decision, Reuse
+from ..decision import Decision
 from ..method import Method
 from ..ranges import position
 from ..site import Kind, Site
@@ -24,7 +24,8 @@ class GuidanceStop(Method):
     Where guidance is a second call of the denoiser, that call is answered with what the first one returned.
 
     Attributes:
-        step: m, evaluations with guidance, at least 1; a float in (0, 1) is a fraction of the executed schedule, rounded.
+        step: m, evaluations with guidance, at least 1; a float in (0, 1) is a fraction of the executed schedule,
+        rounded.
 
     Raises:
         ValueError: `step` out of range, here or when the number of steps is known.
@@ -54,7 +55,7 @@ class GuidanceStop(Method):
             return None
         if step.branches > 1:
             return OneBranch(Role.CONDITIONAL)
-        return first_call if step.pass_ == 0 else Reuse(first_call.keep, shared=True)
+        return first_call if step.pass_ == 0 else second_call
 
     def renews(self, step: Step) -> bool:
         """Where the batch shrinks."""

@@ -1,9 +1,9 @@
 """T-GATE: temporally gating attention (Liu et al., 2024, https://arxiv.org/abs/2404.02747, version 3).
 
 The text decides the picture early and self-attention refines it late. So the outputs of cross-attention are frozen at a
-gate step: their mean over the guidance branches stands for the text from then on, guidance is switched off, and only one
-branch runs. Before the gate, self-attention may be reused at intervals. Most of the saving is the dropped branch; the
-baseline that does only that is `GuidanceStop`.
+gate step: their mean over the guidance branches stands for the text from then on, guidance is switched off, and only
+one branch runs. Before the gate, self-attention may be reused at intervals. Most of the saving is the dropped branch;
+the baseline that does only that is `GuidanceStop`.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,17 @@ _ANCHORS: dict[str, Keep] = {"mean": branch_mean, "cond": conditional_branch, "u
 class TGate(Method):
     """T-GATE.
 
-    Steps s count evaluations of the denoiser from 0. The gate step, s = m - 1, is computed in full with guidance and its
-    attention outputs are kept; cross-attention is reused from s = m on. Self-attention before the gate is computed at
-    s <= warm_up, at every multiple of `sp_interval` and at the gate step; from the gate on at every multiple of
+    Steps s count evaluations of the denoiser from 0. The gate step, s = m - 1, is computed in full with guidance and
+    its attention outputs are kept; cross-attention is reused from s = m on. Self-attention before the gate is computed
+    at s <= warm_up, at every multiple of `sp_interval` and at the gate step; from the gate on at every multiple of
     `fi_interval`. Without guidance nothing is averaged and no branch is dropped.
 
     Attributes:
-        gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a fraction
+        gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a
+        fraction
             of the executed schedule, rounded. m = steps leaves cross-attention as it is.
-        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with DeepCache: 1.
+        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with DeepCache:
+        1.
         fi_interval: f, at least 1; 1 computes self-attention at every step after the gate, as in all published runs.
         warm_up: w, at least 0: steps before self-attention may be reused. Published with DeepCache: 0.
         anchor: what stands for cross-attention after the gate: "mean" of the branches (equation 6), or the "cond" or
@@ -68,13 +70,17 @@ class TGate(Method):
         m = max(1, round(self.gate_step * steps)) if isinstance(self.gate_step, float) else self.gate_step
         if m > steps:
             raise ValueError(
-                f"{self} has its gate at step {m}, but only {steps} steps are executed: choose a gate of at most {steps}, "
-                "or a fraction such as gate_step=0.4."
+                f"{self} has its gate at step {m}, but only {steps} steps are executed: choose a gate of at most "
+                f"{steps}, or a fraction such as gate_step=0.4."
             )
         return m
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """The table of section 2 of the paper's schedule."""
+        if step.branches > 2:
+            raise ValueError(
+                f"{self} averages two guidance branches; this pipeline's batch has {step.branches}. GuidanceStop works on it."
+            )
         m, s = self.gate(step.count), step.index
         if site.kind is Kind.MODEL:
             return OneBranch() if s >= m and step.branches > 1 else None

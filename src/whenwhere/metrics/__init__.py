@@ -1,1 +1,1 @@
-
+"""Measures of quality: pure functions, tensors in, numbers out."""

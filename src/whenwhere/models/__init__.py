@@ -1,1 +1,1 @@
-
+"""Networks of our own that have weights."""
