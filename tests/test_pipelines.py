@@ -104,7 +104,7 @@ def test_every_attention_and_mlp_changes_the_prediction(name):
         handle = module.register_forward_hook(lambda *call: tree_map_only(Tensor, torch.zeros_like, call[-1]))
         moved = change(predict(network, *calls[0]), plain)
         handle.remove()
-        assert moved > 3e-3, f"{path} moves the prediction by {moved:.1e} only"
+        assert moved > 1e-2, f"{path} moves the prediction by {moved:.1e} only"
 
 
 @every_case
