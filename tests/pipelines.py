@@ -247,7 +247,7 @@ def _case(
             inputs |= part(request)
         with warnings.catch_warnings():
             # Schedulers turn tensors into arrays with numpy's old protocol.
-            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept", DeprecationWarning)
+            warnings.filterwarnings("ignore", "__array(_wrap)?__ ", DeprecationWarning)
             return call(pipe, request, inputs | kwargs)
 
     return Case(name, build, run, denoiser, guided)
