@@ -148,7 +148,8 @@ class Generation:
                 self.inner = opinion.decision.inner_layout(self.inner)
 
     def _lay(self, index: int, branches: int, passes: int) -> None:
-        """Lay the table anew from a step on."""
+        """Lay the table anew from a step on; all of it if a further pass shows up."""
+        index = index if passes == self._passes else 0
         self._branch_count, self._passes = branches, passes
         steps = [
             Step(i, self.count, pass_, branches, timestep)
