@@ -179,3 +179,11 @@ FLUX = Anatomy(
 )
 
 FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SD3, FLUX)
+
+# Pipelines whose guidance batch is not their family's: InstructPix2Pix stacks text with image, image, nothing
+# (Brooks et al., 2022, https://arxiv.org/abs/2211.09800, section 3.2).
+_TEXT_IMAGE_NOTHING = (Role.CONDITIONAL, Role.IMAGE, Role.UNCONDITIONAL)
+PIPELINES = {
+    "StableDiffusionInstructPix2PixPipeline": _TEXT_IMAGE_NOTHING,
+    "StableDiffusionXLInstructPix2PixPipeline": _TEXT_IMAGE_NOTHING,
+}

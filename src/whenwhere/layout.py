@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .anatomy import Anatomy, Role
+from .families import PIPELINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,12 @@ def declared_roles(pipeline: object, anatomy: Anatomy) -> tuple[Role, ...] | Non
     """
     if anatomy.passes:
         return (Role.CONDITIONAL,)  # one branch a call
-    three = type(pipeline).__name__.endswith("InstructPix2PixPipeline")
     guided = getattr(pipeline, "do_classifier_free_guidance", None)
     if guided is None:
         return None
     roles: tuple[Role, ...] = (Role.CONDITIONAL,)
     if guided:
-        # InstructPix2Pix stacks text, image, nothing (Brooks et al., 2022, section 3.2)
-        roles = (Role.CONDITIONAL, Role.IMAGE, Role.UNCONDITIONAL) if three else anatomy.roles
+        roles = PIPELINES.get(type(pipeline).__name__, anatomy.roles)
     if getattr(pipeline, "do_perturbed_attention_guidance", False):
         roles = (*roles, Role.PERTURBED)  # perturbed-attention guidance appends its rows
     return roles
