@@ -79,7 +79,8 @@ class TGate(Method):
         """The table of section 2 of the paper's schedule."""
         if step.branches > 2:
             raise ValueError(
-                f"{self} averages two guidance branches; this pipeline's batch has {step.branches}. GuidanceStop works on it."
+                f"{self} averages two guidance branches; this pipeline's batch has {step.branches}. GuidanceStop "
+                "works on it, unless perturbed-attention guidance is on."
             )
         m, s = self.gate(step.count), step.index
         if site.kind is Kind.MODEL:
