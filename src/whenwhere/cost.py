@@ -124,14 +124,14 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     ]
 
 
-def count(run: Any) -> tuple[Output, Macs]:
-    """Run a function and count the multiply-adds that really happened, on any device.
+def count(run: Any, model: nn.Module | None = None) -> tuple[Output, Macs]:
+    """Run a function and count the multiply-adds that really happened, on any device: all, or those of one model.
 
     The fused attention kernel of the CPU is not in PyTorch's table of countable operations; it is added here.
     """
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = run()
-    return output, _macs(counter.get_flop_counts().get("Global", {}), 1)
+    return output, _macs(counter.get_flop_counts().get("Global" if model is None else type(model).__name__, {}), 1)
 
 
 def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column], samples: int) -> Cost:

@@ -32,7 +32,8 @@ def ssim(images: Tensor, references: Tensor) -> list[float]:
     """Structural similarity of every picture (Wang et al., 2004, https://doi.org/10.1109/TIP.2003.819861), in [-1, 1].
 
     The mean over pixels and channels of (2 μx μy + c1)(2 σxy + c2) / ((μx² + μy² + c1)(σx² + σy² + c2)) within a
-    Gaussian window of 11 x 11 pixels, σ = 1.5, with c1 = 0.01² and c2 = 0.03². Higher is closer; identical pictures give 1.
+    Gaussian window of 11 x 11 pixels, σ = 1.5, with c1 = 0.01² and c2 = 0.03².
+    Higher is closer; identical pictures give 1.
 
     Raises:
         ValueError: as for `psnr`, or the pictures are smaller than the window.
