@@ -112,7 +112,8 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     for (_, path, part, _), (depth, side) in zip(found, depths, strict=True):
         sites.append(Site(part.kind, path, seen[part.kind], counts[part.kind], side, depth))
         seen[part.kind] += 1
-    return dict(zip(_mark_carriers(sites), (module for *_, module in found), strict=True))
+    sites = _number_blocks(_mark_carriers(sites), anatomy.sequence)
+    return dict(zip(sites, (module for *_, module in found), strict=True))
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -174,3 +175,22 @@ def _mark_carriers(sites: list[Site]) -> list[Site]:
         if site.depth is not None and site.side is not Side.ENCODER
     }
     return [replace(site, carries=True) if i in last.values() else site for i, site in enumerate(sites)]
+
+
+def _number_blocks(sites: list[Site], sequence: tuple[tuple[str, ...], ...]) -> list[Site]:
+    """Number the blocks in the order of execution, those that take turns as one; mark what lies inside with it."""
+    moments: dict[str, object] = {}
+    for site in sites:
+        if site.kind is Kind.BLOCK:
+            *outer, (group, number, _) = _moment(site.path, sequence)
+            moments[site.path] = (*outer, group, number)
+    numbers = {moment: i for i, moment in enumerate(dict.fromkeys(moments.values()))}
+    paths = {path: numbers[moment] for path, moment in moments.items()}
+    return [replace(site, block=_enclosing(site.path, paths), blocks=len(numbers)) for site in sites]
+
+
+def _enclosing(path: str, blocks: Mapping[str, int]) -> int | None:
+    """The number of the innermost block that a path is or lies in."""
+    names = path.split(".")
+    prefixes = (".".join(names[:end]) for end in range(len(names), 0, -1))
+    return next((blocks[prefix] for prefix in prefixes if prefix in blocks), None)

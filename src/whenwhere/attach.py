@@ -22,7 +22,7 @@ from .decision import Compute, Output, map_tensors
 from .families import FAMILIES
 from .generation import Generation
 from .layout import argument_reader, declared_roles
-from .method import Method
+from .method import Method, Setting
 from .plan import Plan
 from .site import Kind, Site
 from .table import Column
@@ -199,7 +199,7 @@ class Attachment:
     def _evaluate(self, i: int, site: Site, original: Callable[..., Output], named: dict[str, Any]) -> Output:
         """One call of the denoiser, or of a network beside it."""
         try:
-            generation = self._generation or self._begin()
+            generation = self._generation or self._begin(named)
             if site.kind not in self._examples or not generation.trace:
                 self._examples[site.kind] = map_tensors(named, _on_meta)
             rows = next(iter(named.values())).shape[0]
@@ -214,7 +214,7 @@ class Attachment:
             generation.close()
         return output
 
-    def _begin(self) -> Generation:
+    def _begin(self, named: dict[str, Any]) -> Generation:
         """The first call of a generation: learn how many steps and branches there are."""
         used = getattr(self._pipe, "scheduler", self._scheduler)
         if used is not self._scheduler:
@@ -226,7 +226,11 @@ class Attachment:
         if self._guidance is not None:
             declared = self.anatomy.roles if self._guidance else (Role.CONDITIONAL,)
         self._clock.index = 0
-        self._generation = self._latest = Generation(self.sites, self.methods, self.anatomy, self._executed(), declared)
+        timesteps = self._executed()
+        scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
+        for method in self.methods:
+            method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size))
+        self._generation = self._latest = Generation(self.sites, self.methods, self.anatomy, timesteps, declared)
         return self._generation
 
     def _executed(self) -> list[float | None]:

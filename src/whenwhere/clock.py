@@ -7,7 +7,7 @@ its second pass.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ class Step:
         pass_: 0, or 1 for the second of two separate guidance calls.
         branches: guidance branches in the batch of this call; 1 without guidance or with separate calls.
         timestep: the scheduler's value for it, where the plan was laid from a scheduler; `None` otherwise.
+        previous: the timestep of the step before; `None` in the first one and where timesteps are not known.
     """
 
     index: int
@@ -44,11 +45,22 @@ class Step:
     pass_: int = 0
     branches: int = 1
     timestep: float | None = None
+    previous: float | None = None
 
     @property
     def last(self) -> bool:
         """Whether no evaluation follows."""
         return self.index == self.count - 1
+
+
+def lay_out(timesteps: Sequence[float | None], branches: int, passes: int) -> list[Step]:
+    """All steps of a generation in the order of evaluation, from its timesteps (`None` where they are not known)."""
+    count = len(timesteps)
+    return [
+        Step(i, count, pass_, branches, timestep, previous)
+        for i, (timestep, previous) in enumerate(zip(timesteps, [None, *timesteps], strict=False))
+        for pass_ in range(passes)
+    ]
 
 
 class Clock:

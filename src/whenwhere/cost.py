@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .decision import Output, map_tensors
 from .site import Kind, Site
-from .table import Column, slot_key
+from .table import Column, SlotKey, slot_key
 
 # Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
 _PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
@@ -143,7 +143,7 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
         samples: images, or videos, generated at once.
     """
     spent, baseline = Macs(), Macs()
-    held: dict[tuple[int, int, int], int] = {}
+    held: dict[SlotKey, int] = {}
     peak = 0
     for column in columns:
         inner = column.step.branches

@@ -96,13 +96,13 @@ class Slot:
 class Memory:
     """All slots of one generation, and the bytes they hold."""
 
-    slots: dict[tuple[int, int, int], Slot] = field(default_factory=dict)
+    slots: dict[tuple[int, int | str, int], Slot] = field(default_factory=dict)
     bytes: int = 0
     peak: int = 0
     unsettled: list[tuple[Slot, "Keep", Call]] = field(default_factory=list)
 
-    def slot(self, method: int, site: int, pass_: int) -> Slot:
-        """The slot of a method at a site in a pass, all by number."""
+    def slot(self, method: int, site: int | str, pass_: int) -> Slot:
+        """The slot of a method at a site, or at the home that several sites share, in a pass."""
         key = (method, site, pass_)
         found = self.slots.get(key)
         if found is None:
@@ -159,6 +159,7 @@ class Decision(ABC):
     recalls: ClassVar[bool] = False  # whether it needs something remembered
     stops: ClassVar[bool] = False  # whether the module itself does not run, nor anything inside it
     shared: bool = False  # whether its slot is the same in every pass
+    home: str = ""  # names the slot that several sites share; without a name every site has its own
 
     @abstractmethod
     def apply(self, call: Call, slot: Slot) -> Output:

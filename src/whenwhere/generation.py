@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from .anatomy import Anatomy, Role
-from .clock import Step
+from .clock import lay_out
 from .decision import Call, Memory, Output
 from .layout import Branches, branches_of, settle
 from .method import Method
@@ -110,7 +110,9 @@ class Generation:
         first, rest = opinions[0], opinions[1:]
         slot = self.memory.slot(*slot_key(first, i, self._pass))
         decision = first.decision
-        if decision.recalls and slot.empty:
+        # A slot that several sites fill together is not to be read in the step that fills it.
+        filling = bool(decision.home) and slot.step == self.column.step.index
+        if decision.recalls and (slot.empty or filling):
             decision = decision.fresh()
         self.traced.opinions[i] += (Opinion(first.method, decision),)
         forward = partial(self._inner, i, rest, original) if rest else original
@@ -151,12 +153,7 @@ class Generation:
         """Lay the table anew from a step on; all of it if a further pass shows up."""
         index = index if passes == self._passes else 0
         self._branch_count, self._passes = branches, passes
-        steps = [
-            Step(i, self.count, pass_, branches, timestep)
-            for i, timestep in enumerate(self._timesteps)
-            for pass_ in range(passes)
-        ]
-        laid = lay(self._sites, self._methods, steps)
+        laid = lay(self._sites, self._methods, lay_out(self._timesteps, branches, passes))
         probe = branches_of(self._anatomy, self._roles if branches > 1 else self._roles[:1], 1)
         for opinion in {opinion for column in laid for opinion in column.opinions[0]}:
             opinion.decision.inner_layout(probe)  # refuses now what could not be carried out later

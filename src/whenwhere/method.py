@@ -2,11 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from .clock import Step
 from .decision import Decision
 from .site import Kind, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a generation before its first step; `None` where a plan made beforehand cannot know.
+
+    Attributes:
+        steps: evaluations that will be executed.
+        scheduler: class name of the scheduler.
+        guidance: the guidance scale, where the pipeline tells it.
+        size: shape of one row of what enters the denoiser.
+    """
+
+    steps: int
+    scheduler: str | None = None
+    guidance: float | None = None
+    size: tuple[int, ...] | None = None
 
 
 class Method(ABC):
@@ -39,6 +57,9 @@ class Method(ABC):
 
     def check(self, sites: Sequence[Site], model: str) -> None:  # noqa: B027  (an optional refinement, not abstract)
         """Refuse a model by raising ValueError that names the methods which fit it instead."""
+
+    def review(self, setting: Setting) -> None:  # noqa: B027  (as above)
+        """Look at a generation that is about to begin: refuse it by ValueError, or doubt it by a warning."""
 
     def renews(self, step: Step) -> bool:  # noqa: ARG002
         """Whether the other methods must compute everything at this step.

@@ -8,11 +8,11 @@ from torch import nn
 from . import architectures
 from .anatomy import Anatomy, find, walk
 from .attach import choose, denoiser_of
-from .clock import Scheduler, Step
+from .clock import Scheduler, Step, lay_out
 from .cost import measure
 from .examples import example_of
 from .families import FAMILIES
-from .method import Method
+from .method import Method, Setting
 from .plan import Plan
 from .table import lay
 
@@ -48,6 +48,8 @@ def plan(
     sites = choose(walk(denoiser, anatomy), methods, type(denoiser).__name__)
     branches = len(anatomy.roles) if guidance and _guided(model, denoiser, anatomy) else 1
     passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
+    for method in methods:
+        method.review(Setting(steps, None if scheduler is None else type(scheduler).__name__))
     columns = lay(sites, methods, _steps(steps, branches, passes, scheduler))
     return Plan.of("plan", type(denoiser).__name__, methods, sites, columns, measure(denoiser, sites, inputs), images)
 
@@ -74,4 +76,4 @@ def _steps(count: int, branches: int, passes: int, scheduler: Scheduler | None) 
         timesteps = [float(t) for t in scheduler.timesteps]
         if len(timesteps) != count:
             raise ValueError(f"the scheduler has {len(timesteps)} timesteps set, the plan is for {count} steps.")
-    return [Step(i, count, pass_, branches, timesteps[i]) for i in range(count) for pass_ in range(passes)]
+    return lay_out(timesteps, branches, passes)

@@ -42,6 +42,9 @@ class Site:
         depth: its rung on the skip ladder. The encoder layer that pushes skip k and the decoder layer that pops it
             both have depth k; a stage has the depth of its shallowest layer; the middle is deepest. `None` off the
             ladder.
+        block: number of the transformer block that it is or lies in, from 0; blocks over space and over time that take
+            turns count as one. `None` outside of blocks.
+        blocks: how many blocks there are, counted so.
         carries: true for the last site of its kind on its rung: its output is what the next shallower rung receives.
     """
 
@@ -52,6 +55,8 @@ class Site:
     side: Side | None = None
     depth: int | None = None
     carries: bool = False
+    block: int | None = None
+    blocks: int = 0
 
     def inside(self, other: "Site") -> bool:
         """Whether this site lies within another one, so that it is not reached when the other is skipped."""

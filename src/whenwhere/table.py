@@ -5,13 +5,15 @@ nothing is remembered becomes a computation, a site inside a recalled one is not
 later step recalls. Printing, costing and carrying out all read the same table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .clock import Step
 from .decision import Compute, Decision
 from .method import Method
 from .site import Kind, Site
+
+SlotKey = tuple[int, int | str, int]  # method, site or shared home, pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,13 @@ def lay(sites: Sequence[Site], methods: Sequence[Method], steps: Sequence[Step])
     """
     columns = [Column(step, [_ask(site, methods, step) for site in sites], [True] * len(sites)) for step in steps]
     within = ancestors(sites)
-    remembered: set[tuple[int, int, int]] = set()
+    remembered: set[SlotKey] = set()
     for column in columns:
         for i in range(len(sites)):
             column.reached[i] = not any(_stops(column.opinions[j]) and column.reached[j] for j in within[i])
             if column.reached[i]:
                 column.opinions[i] = _settle(column.opinions[i], i, column.step, remembered)
+        remembered |= {key for key, decision in _slots(column) if decision.keeps}
     _forget_the_unneeded(columns)
     return columns
 
@@ -62,9 +65,21 @@ def ancestors(sites: Sequence[Site]) -> list[list[int]]:
     return found
 
 
-def slot_key(opinion: Opinion, site: int, pass_: int) -> tuple[int, int, int]:
-    """Where an opinion's memory is: by method, site and pass; one slot for all passes if its decision is shared."""
-    return (opinion.method, site, -1 if opinion.decision.shared else pass_)
+def slot_key(opinion: Opinion, site: int, pass_: int) -> SlotKey:
+    """Where an opinion's memory is: by method, site and pass.
+
+    One slot serves all passes if its decision is shared, and several sites if their decisions name one home.
+    """
+    return (opinion.method, opinion.decision.home or site, -1 if opinion.decision.shared else pass_)
+
+
+def _slots(column: Column) -> Iterator[tuple[SlotKey, Decision]]:
+    """The decisions of a column that are carried out, each with where its memory is."""
+    for i, opinions in enumerate(column.opinions):
+        for opinion in opinions if column.reached[i] else ():
+            yield slot_key(opinion, i, column.step.pass_), opinion.decision
+            if opinion.decision.stops:
+                break
 
 
 def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ...]:
@@ -83,17 +98,13 @@ def _stops(opinions: tuple[Opinion, ...]) -> bool:
     return any(opinion.decision.stops for opinion in opinions)
 
 
-def _settle(
-    opinions: tuple[Opinion, ...], site: int, step: Step, remembered: set[tuple[int, int, int]]
-) -> tuple[Opinion, ...]:
-    """Turn recalls of nothing into computations; note what is remembered. What is inside a recall is not asked."""
+def _settle(opinions: tuple[Opinion, ...], site: int, step: Step, remembered: set[SlotKey]) -> tuple[Opinion, ...]:
+    """Turn recalls of what no earlier step remembered into computations. What is inside a recall is not asked."""
     settled = []
     for i, opinion in enumerate(opinions):
         key = slot_key(opinion, site, step.pass_)
         if opinion.decision.recalls and key not in remembered:
             opinion = Opinion(opinion.method, opinion.decision.fresh())
-        if opinion.decision.keeps:
-            remembered.add(key)
         settled.append(opinion)
         if opinion.decision.stops:
             return (*settled, *opinions[i + 1 :])
@@ -102,16 +113,17 @@ def _settle(
 
 def _forget_the_unneeded(columns: list[Column]) -> None:
     """Walk backwards and drop every keep that no later reached step recalls, and every opinion that is then empty."""
-    needed: set[tuple[int, int, int]] = set()
+    needed: set[SlotKey] = set()
     for column in reversed(columns):
         for i, opinions in enumerate(column.opinions):
             if column.reached[i]:
                 column.opinions[i] = _trim(opinions, i, column.step, needed)
+        # Only now: the sites of one step that share a slot fill it together, or read it together.
+        needed -= {key for key, decision in _slots(column) if decision.keeps}
+        needed |= {key for key, decision in _slots(column) if decision.recalls}
 
 
-def _trim(
-    opinions: tuple[Opinion, ...], site: int, step: Step, needed: set[tuple[int, int, int]]
-) -> tuple[Opinion, ...]:
+def _trim(opinions: tuple[Opinion, ...], site: int, step: Step, needed: set[SlotKey]) -> tuple[Opinion, ...]:
     """Drop what keeps for nobody. An inner opinion behind a recall is not carried out and needs nothing."""
     trimmed = []
     for opinion in opinions:
@@ -119,10 +131,6 @@ def _trim(
         decision = opinion.decision
         if decision.keeps and key not in needed:
             decision = decision.bare()
-        if decision.keeps:
-            needed.discard(key)
-        if decision.recalls:
-            needed.add(key)
         if decision != Compute():
             trimmed.append(Opinion(opinion.method, decision))
         if decision.stops:
