@@ -1,0 +1,147 @@
+"""A plain training loop for small latent text-to-image models, whose length is a budget of seconds.
+
+v-prediction with min-SNR weights, AdamW, and a learning rate that falls on a cosine of the share of the budget used, so
+a run ends well trained however fast the machine is. A run saves itself and goes on where it stopped.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+from torch.nn import functional
+
+from whenwhere.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train. The run ends with the budget or with the steps, whichever comes first."""
+
+    budget: float  # seconds of wall-clock, over all resumed runs
+    steps: float = math.inf  # optimiser steps
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.01  # share of the run in which the learning rate rises
+    ema_decay: float = 0.999  # reached gradually
+    gamma: float = 5.0  # where the weights are cut, after min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556)
+    clip: float = 1.0  # largest norm of the gradient
+    log_every: int = 50  # steps
+    save_every: float = 300.0  # seconds
+    seed: int = 0
+
+
+class Batch(NamedTuple):
+    """What one step learns from."""
+
+    latents: Tensor  # (B, C, H, W), unit variance
+    input_ids: Tensor  # (B, T)
+
+
+class DenoiserInput(NamedTuple):
+    """Pictures part of the way to noise, with what the denoiser should answer."""
+
+    noisy: Tensor  # (B, C, H, W)
+    timesteps: Tensor  # (B,)
+    velocity: Tensor  # (B, C, H, W)
+    weights: Tensor  # (B,)
+
+
+Draw = Callable[[int, torch.Generator], Batch]
+Watch = Callable[[TrainState], None]
+
+
+def train(
+    state: TrainState,
+    scheduler: DDPMScheduler,
+    draw: Draw,
+    config: TrainConfig,
+    out: Path,
+    *,
+    watch: Iterable[Watch] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainState:
+    """Train until the budget is used; continues from `out/state.pt`, appends to `out/loss.jsonl`.
+
+    `watch` functions are called after every log line and at the end; their time counts.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "state.pt"
+    if checkpoint.exists():
+        state.load(checkpoint)
+    since, saved, losses = clock() - state.seconds, state.seconds, []
+    while (progress := max(state.seconds / config.budget, state.step / config.steps)) < 1:
+        losses.append(advance(state, scheduler, draw, config, progress))
+        state.seconds = clock() - since
+        if state.step % config.log_every == 0:
+            record(out / "loss.jsonl", state, config, sum(losses) / len(losses))
+            losses.clear()
+            for look in watch:
+                look(state)
+        if state.seconds - saved >= config.save_every:
+            state.save(checkpoint)
+            saved = state.seconds
+    state.save(checkpoint)
+    for look in watch:
+        look(state)
+    return state
+
+
+def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: TrainConfig, progress: float) -> float:
+    """One optimiser step; returns the weighted loss."""
+    batch = draw(config.batch_size, state.generator)
+    target = corrupt(batch.latents, scheduler, config.gamma, state.generator)
+    text = state.text_encoder(batch.input_ids).last_hidden_state  # (B, T, D)
+    answer = state.unet(target.noisy, target.timesteps, text).sample
+    errors = functional.mse_loss(answer, target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+    loss = (errors * target.weights).mean()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(state.parameters, config.clip)
+    for group in state.optimiser.param_groups:
+        group["lr"] = config.learning_rate * rate(progress, config.warm_up)
+    state.optimiser.step()
+    state.optimiser.zero_grad()
+    state.step += 1
+    state.average(config.ema_decay)
+    return loss.item()
+
+
+def corrupt(latents: Tensor, scheduler: DDPMScheduler, gamma: float, generator: torch.Generator) -> DenoiserInput:
+    """Noise the latents to random timesteps; weights are min(SNR + 1, gamma) / (SNR + 1).
+
+    The velocity's own weight, SNR + 1 on the picture, is kept where noise prevails, since only the text can tell there
+    what to draw: min(SNR, gamma) would leave these steps nearly without gradient, and the text unread.
+    """
+    steps = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (len(latents),), generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    kept = scheduler.alphas_cumprod.to(latents.device)[timesteps]
+    snr = kept / (1 - kept)
+    return DenoiserInput(
+        noisy=scheduler.add_noise(latents, noise, timesteps),
+        timesteps=timesteps,
+        velocity=scheduler.get_velocity(latents, noise, timesteps),
+        weights=(snr + 1).clamp(max=gamma) / (snr + 1),
+    )
+
+
+def rate(progress: float, warm_up: float) -> float:
+    """The learning rate as a share of its peak: a short rise, then a cosine to nothing, at `progress` in [0, 1]."""
+    rise = min(1.0, progress / warm_up + 0.01) if warm_up > 0 else 1.0
+    return rise * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def record(path: Path, state: TrainState, config: TrainConfig, loss: float) -> None:
+    """Append one JSON line: step, images seen, seconds used and the mean loss since the last line."""
+    images = state.step * config.batch_size
+    row = {"step": state.step, "images": images, "seconds": round(state.seconds, 1), "loss": round(loss, 5)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"step {state.step}  {images} images  {state.seconds:.0f} s  loss {loss:.4f}", flush=True)
