@@ -139,8 +139,11 @@ def _ladder(parts: list[tuple[str, Part]], mirrored: bool) -> list[tuple[int | N
     if mirrored:
         return _mirrored_ladder(parts)
     rung = 0
+    turned = any(part.rung is Rung.BOTTOM for _, part in parts)  # distilled U-Nets may lack the middle
     depths: list[int | None] = []
     for _, part in parts:
+        if part.rung is Rung.BACK and not turned:
+            rung, turned = rung + 1, True
         if part.rung is not None:
             rung += 1 if part.rung is Rung.BOTTOM else part.rung.value
         depths.append(None if part.rung is None else rung)
