@@ -94,11 +94,12 @@ def branches_of(anatomy: Anatomy, roles: tuple[Role, ...], samples: int) -> Bran
 
 
 def argument_reader(forward: Callable[..., Any]) -> Callable[[Sequence[Any], dict[str, Any]], dict[str, Any]]:
-    """A function that names positional arguments as `forward`'s own signature does; `self` is not among them."""
+    """A function that names and orders arguments as `forward`'s own signature does; `self` is not among them."""
     names = [name for name in inspect.signature(forward).parameters if name != "self"]
 
     def named(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return {name: given.pop(name) for name in names if name in given} | given
 
     return named
 
