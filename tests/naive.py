@@ -20,6 +20,20 @@ Inputs = dict[str, Any]
 Predict = Callable[[int, Tensor, Tensor], Tensor]  # of evaluation s, scaled latents and timestep
 
 
+# Comparing
+
+
+def distance(latents: Tensor, reference: Tensor) -> float:
+    return float((latents - reference).norm() / reference.norm())
+
+
+def rows_seen(module: nn.Module) -> list[int]:
+    """A list that fills with the rows of every later call of a module."""
+    seen: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
 # The loop of a pipeline
 
 

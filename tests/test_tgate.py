@@ -4,16 +4,15 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-import diffusers
 import naive
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from naive import Gate, Opening, denoiser, opening
+from naive import Gate, Opening, denoiser, distance, opening, rows_seen
 from pipelines import build, run
-from tiny_models import BETAS
-from torch import Tensor, nn
+from schedulers import SCHEDULERS, with_scheduler
+from torch import Tensor
 
 from whenwhere import TGate, attach, plan
 
@@ -37,10 +36,6 @@ def idle(gate: Gate, guidance: bool = True) -> bool:
     """Whether this setting computes everything: nothing to compare, and the library says so by a warning."""
     reused_before = any("reuse" in gate.actions(s) for s in range(gate.m))
     return gate.m >= STEPS and not reused_before and guidance
-
-
-def distance(latents: Tensor, reference: Tensor) -> float:
-    return float((latents - reference).norm() / reference.norm())
 
 
 def assert_naive_agrees(name: str, gate: Gate, prompts: int, guidance: bool = True, anchor: str = "mean") -> Tensor:
@@ -302,36 +297,6 @@ def test_nothing_of_a_generation_reaches_the_next(prompts):
         run("sd", pipe, prompts=prompts, guidance=False)
         assert torch.equal(run("sd", pipe, prompts=prompts), first)
     assert torch.equal(run("sd", pipe, prompts=prompts), plain)
-
-
-SCHEDULERS = {
-    "DDIM": {"clip_sample": False},
-    "DDPM": {"clip_sample": False},
-    "EulerDiscrete": {},
-    "EulerAncestralDiscrete": {},
-    "HeunDiscrete": {},
-    "KDPM2Discrete": {},
-    "KDPM2AncestralDiscrete": {},
-    "PNDM": {"skip_prk_steps": True},
-    "UniPCMultistep": {},
-    "DPMSolverMultistep": {},
-    "DPMSolverSinglestep": {},
-    "DEISMultistep": {},
-    "LCM": {},
-}
-
-
-def with_scheduler(kind: str) -> DiffusionPipeline:
-    pipe = build("sd")
-    pipe.scheduler = getattr(diffusers, f"{kind}Scheduler")(**BETAS, **SCHEDULERS[kind])
-    return pipe
-
-
-def rows_seen(module: nn.Module) -> list[int]:
-    """A list that fills with the rows of every later call of a module."""
-    seen: list[int] = []
-    module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    return seen
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
