@@ -46,19 +46,21 @@ def assert_naive_agrees(name: str, interval: int, branch: int, prompts: int = 1,
 # The schedule
 
 
+DRAWN = """\
+model                                                     ########
+down_blocks.0 ... down_blocks.1                           ########
+down_blocks.2 ... up_blocks.0                             #..#..#.
+up_blocks.1 ... up_blocks.2                               ########
+down_blocks.0.resnets.0 ... down_blocks.1.attentions.0    ########
+down_blocks.1.resnets.1 ... down_blocks.1.downsamplers.0  #..#..#.
+down_blocks.2.resnets.0 ... up_blocks.0.upsamplers.0      #  #  #\x20
+up_blocks.1.resnets.0 ... up_blocks.1.attentions.0        #..#..#.
+up_blocks.1.resnets.1 ... up_blocks.2.attentions.2        ########"""
+
+
 def test_a_plan_skips_what_is_deeper_than_the_branch():
     drawn = str(plan(build("sd-deep"), DeepCache(interval=3, branch=4), steps=8)).split("\n\n")[0]
-    assert (
-        drawn
-        == """\
-model                                                   ########
-down_blocks.0 ... down_blocks.1                         ########
-down_blocks.2 ... up_blocks.0                           #..#..#.
-up_blocks.1 ... up_blocks.2                             ########
-down_blocks.0.resnets.0 ... down_blocks.1.attentions.0  ########
-down_blocks.1.resnets.1 ... down_blocks.1.downsamplers.0  #..#..#.
-"""
-    )
+    assert drawn == DRAWN
 
 
 NONUNIFORM = {
