@@ -70,7 +70,7 @@ class Slot:
     def put(self, value: Output, call: Call, branches: int = 1) -> None:
         """Remember a value made in this call, detached; one of so many branches is left in it."""
         tokens = call.tokens
-        self.value = map_tensors(value, Tensor.detach)
+        self.value = map_tensors(value, _owned)
         self.shape = torch.Size((tokens.shape[0] // branches, *tokens.shape[1:]))
         self.like, self.step = (tokens.dtype, tokens.device), call.step.index
         self.memory.account(self, nbytes(self.value))
@@ -277,6 +277,13 @@ def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:
     if isinstance(value, dict):  # diffusers' output objects are ordered dictionaries too
         return type(value)(**{key: map_tensors(item, change) for key, item in value.items()})
     return value
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """Detached, and copied where it is a view that would keep a larger tensor alive (joint attention returns such)."""
+    tensor = tensor.detach()
+    larger = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if larger else tensor
 
 
 def nbytes(value: Output) -> int:
