@@ -2,11 +2,12 @@
 
 from .attach import Attachment, attach
 from .method import Method
-from .methods import DeepCache, FewerSteps, GuidanceStop, TGate
+from .methods import FORA, DeepCache, FewerSteps, GuidanceStop, TGate
 from .plan import Plan
 from .planning import plan
 
 __all__ = [
+    "FORA",
     "Attachment",
     "DeepCache",
     "FewerSteps",
