@@ -36,7 +36,6 @@ class Recipe:
     heads: int = 4
     text_width: int = 192
     text_layers: int = 3
-    word_spread: float = 10.0  # word embeddings at the start, relative to CLIP's
     vocabulary: int = 2048
     text_length: int = 16
     odds: CaptionOdds = field(default_factory=CaptionOdds)
@@ -115,8 +114,8 @@ def build(recipe: Recipe, vae: PatchPCA, tokenizer: CLIPTokenizer) -> StableDiff
 
 
 def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A small CLIP text model that knows the special tokens of this tokenizer, its words far apart from the start."""
-    model = CLIPTextModel(
+    """A small CLIP text model that knows the special tokens of this tokenizer."""
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=recipe.text_width,
@@ -130,9 +129,6 @@ def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextMode
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # CLIP starts words as near to each other as positions; without its millions of captions they take long to part.
-    model.get_input_embeddings().weight.data.mul_(recipe.word_spread)
-    return model
 
 
 def build_unet(recipe: Recipe) -> UNet2DConditionModel:

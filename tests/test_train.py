@@ -129,15 +129,17 @@ def test_the_learning_rate_rises_and_falls_with_the_share_of_the_run():
 
 def test_the_velocity_leads_back_to_the_picture():
     latents = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    noised = corrupt(latents, noising(), 5.0, torch.Generator().manual_seed(1))
+    noised = corrupt(latents, noising(), TrainConfig(budget=1), torch.Generator().manual_seed(1))
     kept = noising().alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1)
     assert torch.allclose(kept.sqrt() * noised.noisy - (1 - kept).sqrt() * noised.velocity, latents, atol=1e-5)
 
 
-def test_weights_are_one_where_noise_prevails_and_fall_where_it_is_weak():
-    noised = corrupt(torch.zeros(512, 1, 1, 1), noising(), 5.0, torch.Generator().manual_seed(0))
+def test_weights_are_small_at_both_ends_but_never_below_the_least():
+    config = TrainConfig(budget=1, gamma=5.0, least_weight=0.2)
+    noised = corrupt(torch.zeros(512, 1, 1, 1), noising(), config, torch.Generator().manual_seed(0))
     kept = noising().alphas_cumprod[noised.timesteps]
-    assert torch.allclose(noised.weights, (5 * (1 - kept)).clamp(max=1), atol=1e-4)  # SNR + 1 = 1 / (1 - kept)
+    expected = torch.minimum(kept, 5 * (1 - kept)).clamp(min=0.2)  # SNR / (SNR + 1) = kept
+    assert torch.allclose(noised.weights, expected, atol=1e-4)
 
 
 def test_batches_pair_pictures_with_their_captions():

@@ -31,7 +31,9 @@ class TrainConfig:
     weight_decay: float = 0.01
     warm_up: float = 0.01  # share of the run in which the learning rate rises
     ema_decay: float = 0.999  # reached gradually
-    gamma: float = 5.0  # where the weights are cut, after min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556)
+    gamma: float = 5.0  # min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556)
+    # Where noise prevails only the text can tell what to draw; min-SNR alone leaves hardly any gradient there.
+    least_weight: float = 0.2
     clip: float = 1.0  # largest norm of the gradient
     log_every: int = 50  # steps
     save_every: float = 300.0  # seconds
@@ -97,7 +99,7 @@ def train(
 def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: TrainConfig, progress: float) -> float:
     """One optimiser step; returns the weighted loss."""
     batch = draw(config.batch_size, state.generator)
-    target = corrupt(batch.latents, scheduler, config.gamma, state.generator)
+    target = corrupt(batch.latents, scheduler, config, state.generator)
     text = state.text_encoder(batch.input_ids).last_hidden_state  # (B, T, D)
     answer = state.unet(target.noisy, target.timesteps, text).sample
     errors = functional.mse_loss(answer, target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
@@ -113,12 +115,10 @@ def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: Tra
     return loss.item()
 
 
-def corrupt(latents: Tensor, scheduler: DDPMScheduler, gamma: float, generator: torch.Generator) -> DenoiserInput:
-    """Noise the latents to random timesteps; weights are min(SNR + 1, gamma) / (SNR + 1).
-
-    The velocity's own weight, SNR + 1 on the picture, is kept where noise prevails, since only the text can tell there
-    what to draw: min(SNR, gamma) would leave these steps nearly without gradient, and the text unread.
-    """
+def corrupt(
+    latents: Tensor, scheduler: DDPMScheduler, config: TrainConfig, generator: torch.Generator
+) -> DenoiserInput:
+    """Noise the latents to random timesteps; weights are min(SNR, gamma) / (SNR + 1), but never below the least."""
     steps = scheduler.config.num_train_timesteps
     timesteps = torch.randint(steps, (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -128,7 +128,7 @@ def corrupt(latents: Tensor, scheduler: DDPMScheduler, gamma: float, generator: 
         noisy=scheduler.add_noise(latents, noise, timesteps),
         timesteps=timesteps,
         velocity=scheduler.get_velocity(latents, noise, timesteps),
-        weights=(snr + 1).clamp(max=gamma) / (snr + 1),
+        weights=(snr.clamp(max=config.gamma) / (snr + 1)).clamp(min=config.least_weight),
     )
 
 
