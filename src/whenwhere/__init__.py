@@ -2,7 +2,7 @@
 
 from .attach import Attachment, attach
 from .method import Method
-from .methods import FORA, DeepCache, FewerSteps, GuidanceStop, TGate
+from .methods import FORA, DeepCache, FewerSteps, GuidanceStop, SkipCache, TGate
 from .plan import Plan
 from .planning import plan
 
@@ -14,6 +14,7 @@ __all__ = [
     "GuidanceStop",
     "Method",
     "Plan",
+    "SkipCache",
     "TGate",
     "attach",
     "plan",

@@ -1,0 +1,116 @@
+"""Skip-Cache, of "Accelerating vision diffusion transformers with skip branches" (Chen et al., ICCV 2025,
+https://arxiv.org/abs/2411.17616).
+
+In a transformer whose blocks are joined by long skips (block i to block L - 1 - i) the deep features change slowly.
+Within a window of timesteps only the first and the last k blocks run at most steps; what enters the last ones is the
+feature of the last full step, and the fresh skips of the first ones correct it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from ..clock import Step
+from ..decision import Compute, Decision, Reuse, outline, whole
+from ..method import Method
+from ..ranges import at_least
+from ..site import Kind, Site
+
+_TRAINED = 1000  # timesteps of training, in all families; larger timesteps are noisier
+
+
+@dataclass(frozen=True)
+class SkipCache(Method):
+    """Skip-Cache.
+
+    Steps are counted from the first executed one, so the window does not move the grid of full steps. One tensor is
+    remembered. Thresholds are timesteps as the scheduler has them, t of 1000; flow-matching schedulers give
+    1000 * sigma.
+
+    Attributes:
+        interval: N, at least 1: a full step every N steps; 1 is the plain run.
+        depth: k in 1 ... L/2 - 1: blocks that are computed at every step at each end.
+        start_timestep: only steps with t below it may be partial, at most 1000.
+        stop_timestep: from the step after the first one with t at most this, everything is computed; at least 0 and
+            below `start_timestep`.
+
+    Raises:
+        ValueError: a field out of range, here or when the model is known; a solver that evaluates a timestep twice.
+        TypeError: a field of the wrong type.
+    """
+
+    interval: int = 2
+    depth: int = 1
+    start_timestep: float = 700
+    stop_timestep: float = 50
+
+    kinds: ClassVar = frozenset({Kind.BLOCK})
+    reads_timestep: ClassVar = True
+    idle_reason: ClassVar = "no step is partial: so few steps leave none in the window, or the interval is 1."
+
+    def __post_init__(self) -> None:
+        at_least(1, interval=self.interval, depth=self.depth)
+        for name in ("start_timestep", "stop_timestep"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 < self.start_timestep <= _TRAINED:
+            raise ValueError(f"start_timestep must be above 0 and at most {_TRAINED}, got {self.start_timestep}")
+        if not 0 <= self.stop_timestep < self.start_timestep:
+            raise ValueError(
+                f"stop_timestep must be at least 0 and below start_timestep ({self.start_timestep}), "
+                f"got {self.stop_timestep}"
+            )
+
+    @classmethod
+    def parse(cls, schedule: str, depth: int = 1) -> Self:
+        """The method from the authors' notation `N<interval>-<start_timestep>-<stop_timestep>`, such as "N2-700-50".
+
+        Raises:
+            ValueError: the text is not of this form, or a number in it is out of range.
+        """
+        parts = schedule.split("-")
+        if len(parts) != 3:
+            raise ValueError(f"a schedule has three parts, as in 'N2-700-50'; {schedule!r} has {len(parts)}")
+        for part, form in zip(parts, (r"N[1-9]\d*", r"\d+", r"\d+"), strict=True):
+            if not re.fullmatch(form, part, re.ASCII):
+                raise ValueError(f"{part!r} in the schedule {schedule!r} is not understood; an example is 'N2-700-50'")
+        return cls(int(parts[0][1:]), depth, int(parts[1]), int(parts[2]))
+
+    def asks(self, site: Site) -> bool:
+        """Blocks joined by long skips."""
+        return site.kind in self.kinds and site.depth is not None
+
+    def check(self, sites: Sequence[Site], model: str) -> None:
+        """Skip-Cache needs long skips, two blocks for each, and as many as are recomputed."""
+        blocks = sum(map(self.asks, sites))
+        if not blocks:
+            raise ValueError(
+                f"{self} needs blocks joined by long skip connections; {model} has none. DeepCache works on U-Nets, "
+                "FORA and DeltaDiT on other transformers."
+            )
+        if blocks % 2:
+            raise ValueError(f"{self} pairs the first half of the blocks with the second; {model} has {blocks}.")
+        if self.depth > blocks // 2 - 1:
+            raise ValueError(f"{self}: with {blocks} blocks, as {model} has, depth is 1 to {blocks // 2 - 1}.")
+
+    def full(self, step: Step) -> bool:
+        """Whether everything is computed at a step."""
+        t, previous = step.timestep, step.previous
+        if t is None:
+            raise ValueError(f"{self} goes by timesteps: plan(..., scheduler=one whose set_timesteps was called).")
+        if t == previous:
+            raise ValueError(
+                f"{self} counts steps, but this scheduler evaluates timestep {t:g} twice. Use one with a single "
+                "evaluation per step (DDPM, DDIM, DPM-Solver++, Euler)."
+            )
+        stopped = previous is not None and previous <= self.stop_timestep
+        return step.index % self.interval == 0 or t >= self.start_timestep or stopped
+
+    def decide(self, site: Site, step: Step) -> Decision | None:
+        """Full steps keep what enters the last k blocks, the others recall it."""
+        if site.depth is None or site.depth < self.depth:
+            return None
+        keep = whole if site.carries and site.depth == self.depth else outline
+        return Compute(keep) if self.full(step) else Reuse(keep)
