@@ -152,6 +152,7 @@ def test_published_parameters_are_met_exactly(name):
     [
         ("pixart-alpha-1024", 0.61, 2),
         ("hunyuan-dit", 1.5, 1),
+        ("ldm-4", 0.400, 2),  # "400M" in its paper
         ("latte", 1.06, 2),  # Skip-DiT's 1.094 B less its 14 skip layers of 2.66 M
     ],
 )

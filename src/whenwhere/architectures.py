@@ -223,6 +223,34 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
             steps=50,
             source="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0: unet/config.json",
         ),
+        # The class-conditional model of the DeepCache tables; a class is a text of one token. Settled from the
+        # authors' configuration (cin256-v2.yaml), since diffusers publishes no copy; one head at every level.
+        Architecture(
+            name="ldm-4",
+            model="UNet2DConditionModel",
+            config={
+                "sample_size": 64,
+                "in_channels": 3,
+                "out_channels": 3,
+                "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+                "mid_block_type": "UNetMidBlock2DCrossAttn",
+                "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+                "block_out_channels": (192, 384, 576, 960),
+                "layers_per_block": 2,
+                "transformer_layers_per_block": 1,
+                "cross_attention_dim": 512,
+                "attention_head_dim": 1,
+                "use_linear_projection": False,
+            },
+            inputs={
+                "sample": Spec(("rows", 3, 64, 64)),
+                "timestep": _INTEGER,
+                "encoder_hidden_states": Spec(("rows", 1, 512)),
+            },
+            guided=True,
+            steps=250,
+            source="https://github.com/CompVis/latent-diffusion: configs/latent-diffusion/cin256-v2.yaml",
+        ),
         # SDXL with a projection of the guidance scale, which this network takes as an argument in place of a second
         # branch. Settled without sight of the published file: the width of the projection (256) is from memory and has
         # no visible cost; four steps, as the model card advises, cost what T-GATE's table says.
