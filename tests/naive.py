@@ -132,14 +132,14 @@ def sample(start: Opening, predict: Predict) -> Tensor:
     return rest[0] if "LCM" in type(scheduler).__name__ else x
 
 
-def half(value: Any, which: int, rows: int) -> Any:
-    """One half of everything that has `rows` rows, however deeply nested."""
+def half(value: Any, which: int, rows: int, parts: int = 2) -> Any:
+    """One half (or another part) of everything that has `rows` rows, however deeply nested."""
     if isinstance(value, dict):
-        return {key: half(item, which, rows) for key, item in value.items()}
+        return {key: half(item, which, rows, parts) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(half(item, which, rows) for item in value)
+        return type(value)(half(item, which, rows, parts) for item in value)
     if isinstance(value, Tensor) and value.ndim and len(value) == rows:
-        return value.chunk(2)[which]
+        return value.chunk(parts)[which]
     return value
 
 
@@ -256,26 +256,58 @@ def tgate(
 
 
 @contextmanager
-def gated_in_place(model: nn.Module, gate: Gate) -> Iterator[Attentions]:
-    """T-GATE as a replaced forward of the denoiser inside a guided pipeline: for loops not worth rewriting."""
-    attentions, original, signature = Attentions(model), model.forward, inspect.signature(model.forward)
+def gated_in_place(model: nn.Module, gate: Gate) -> Iterator[None]:
+    """T-GATE inside a guided pipeline: for loops not worth rewriting."""
+    attentions = Attentions(model)
+
+    def begin(s: int) -> None:
+        attentions.cross, attentions.own = gate.actions(s)
+        attentions.halves = 2 if s < gate.m else 1
+
+    try:
+        with one_part_from(model, gate.m, begin=begin):
+            yield
+    finally:
+        attentions.remove()
+
+
+@contextmanager
+def one_part_from(
+    model: nn.Module, m: int, which: int = 0, parts: int = 2, begin: Callable[[int], None] = lambda _: None
+) -> Iterator[None]:
+    """Inside a pipeline: from evaluation m on, one part of the guidance batch runs and answers for all of them."""
+    original, signature = model.forward, inspect.signature(model.forward)
     count = iter(range(10_000))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         s, inputs = next(count), dict(signature.bind(*args, **kwargs).arguments)
-        attentions.cross, attentions.own = gate.actions(s)
-        attentions.halves = 2 if s < gate.m else 1
-        if s < gate.m:
+        begin(s)
+        if s < m:
             return original(**inputs)
-        output = original(**half(inputs, 0, len(next(iter(inputs.values())))))
-        return tuple(torch.cat([part, part]) for part in output)
+        output = original(**half(inputs, which, len(next(iter(inputs.values()))), parts))
+        if isinstance(output, tuple):
+            return tuple(torch.cat([part] * parts) for part in output)
+        return type(output)(torch.cat([output[0]] * parts))
 
     model.forward = forward
     try:
-        yield attentions
+        yield
     finally:
         del model.forward
-        attentions.remove()
+
+
+# Guidance that stops
+
+
+def guidance_stop(model: nn.Module, start: Opening, m: int, conditional: int = 1) -> Tensor:
+    """Guidance for m evaluations, then the conditional half alone."""
+
+    def predict(s: int, x: Tensor, t: Tensor) -> Tensor:
+        if s < m:
+            return combine(model(**fill(start.inputs, x, t))[0], x)
+        return noise_of(model(**fill(half(start.inputs, conditional, start.rows), x, t))[0], x)
+
+    return sample(start, predict)
 
 
 # DeepCache
