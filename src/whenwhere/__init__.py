@@ -2,7 +2,7 @@
 
 from .attach import Attachment, attach
 from .method import Method
-from .methods import FORA, DeepCache, FewerSteps, GuidanceStop, SkipCache, TGate
+from .methods import FORA, DeepCache, DeltaDiT, FewerSteps, GuidanceStop, SkipCache, TGate
 from .plan import Plan
 from .planning import plan
 
@@ -10,6 +10,7 @@ __all__ = [
     "FORA",
     "Attachment",
     "DeepCache",
+    "DeltaDiT",
     "FewerSteps",
     "GuidanceStop",
     "Method",

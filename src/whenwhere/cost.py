@@ -162,7 +162,9 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
             for opinion in column.opinions[i]:
                 if opinion.decision.keeps:
                     kept = opinion.decision.kept_bytes(unit.bytes, branches) * samples
-                    held[slot_key(opinion, i, column.step.pass_)] = kept
+                    key = slot_key(opinion, i, column.step.pass_)
+                    # The sites that share a slot fill it together; the text stream may end in the last of them.
+                    held[key] = max(kept, held.get(key, 0)) if opinion.decision.home else kept
                     peak = max(peak, sum(held.values()))
     return Cost(spent, baseline, peak)
 
