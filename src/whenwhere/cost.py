@@ -18,40 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from .decision import Output, map_tensors
 from .site import Kind, Site
 from .table import Column, SlotKey, slot_key
+from .unit import Attended as Attended
+from .unit import Macs as Macs
+from .unit import Unit as Unit
 
 # Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
 _PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
-
-
-@dataclass(frozen=True, slots=True)
-class Macs:
-    """Multiply-adds in both conventions.
-
-    Attributes:
-        all: every product.
-        papers: without query-key and attention-value products.
-    """
-
-    all: int = 0
-    papers: int = 0
-
-    def __add__(self, other: "Macs") -> "Macs":
-        return Macs(self.all + other.all, self.papers + other.papers)
-
-    def __sub__(self, other: "Macs") -> "Macs":
-        return Macs(self.all - other.all, self.papers - other.papers)
-
-    def times(self, factor: float) -> "Macs":
-        """Scaled, and rounded to whole multiply-adds."""
-        return Macs(round(self.all * factor), round(self.papers * factor))
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What one row costs at a site: its multiply-adds, and the bytes of every tensor of its output, in order."""
-
-    macs: Macs
-    bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +75,16 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     rows = next(iter(example.values())).shape[0]
     twin = model if next(model.parameters()).device.type == "meta" else meta_twin(model)
     outputs: dict[str, tuple[int, ...]] = {}
+    attended: dict[str, Attended] = {}
     handles = [
         twin.get_submodule(site.path).register_forward_hook(_note_bytes(outputs, site.path))
         for site in sites
         if site.kind is not Kind.CONTROL
+    ]
+    handles += [
+        module.register_forward_hook(_note_attention(attended, path, rows), with_kwargs=True)
+        for path, module in twin.named_modules()
+        if hasattr(module, "to_q")
     ]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -115,13 +93,38 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
         for handle in handles:
             handle.remove()
     counts, root = counter.get_flop_counts(), type(twin).__name__
+    macs = {str(name).removeprefix(f"{root}."): _macs(ops, rows) for name, ops in counts.items()}
     return [
         Unit(
             _macs(counts.get(f"{root}.{site.path}" if site.path else root, {}), rows),
             tuple(size // rows for size in outputs.get(site.path, ())),
+            _parts(macs, site.path),
+            attended.get(site.path) or attended.get(f"{site.path}.attn"),
+            next(twin.parameters()).element_size(),
         )
         for site in sites
     ]
+
+
+def price(modules: Mapping[Site, nn.Module], examples: Mapping[Kind, Mapping[str, Any]]) -> list[Unit]:
+    """What one row costs at every site, for a pipeline's denoiser and for the network beside it, if there is one.
+
+    Args:
+        modules: the sites, each with its module; the denoiser is among them.
+        examples: by `Kind.MODEL` and `Kind.CONTROL`, what `measure` needs of either.
+    """
+    (denoiser,) = (module for site, module in modules.items() if site.kind is Kind.MODEL)
+    units = measure(denoiser, tuple(modules), examples[Kind.MODEL])
+    for i, (site, module) in enumerate(modules.items()):
+        if site.kind is Kind.CONTROL and Kind.CONTROL in examples:
+            (units[i],) = measure(module, [Site(Kind.MODEL, "", 0, 1)], examples[Kind.CONTROL])
+    return units
+
+
+def _parts(macs: Mapping[str, Macs], path: str) -> dict[str, Macs]:
+    """What lies inside a path, by relative path."""
+    prefix = f"{path}." if path else ""
+    return {name.removeprefix(prefix): cost for name, cost in macs.items() if name.startswith(prefix)}
 
 
 def count(run: Any, model: nn.Module | None = None) -> tuple[Output, Macs]:
@@ -160,8 +163,9 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
             share = min((decision.share() for decision in decisions), default=1.0)
             spent += unit.macs.times(branches * samples * (share if whole else share - 1))
             for opinion in column.opinions[i]:
+                spent += opinion.decision.extra(unit, samples)
                 if opinion.decision.keeps:
-                    kept = opinion.decision.kept_bytes(unit.bytes, branches) * samples
+                    kept = opinion.decision.held_bytes(unit, branches, samples)
                     key = slot_key(opinion, i, column.step.pass_)
                     # The sites that share a slot fill it together; the text stream may end in the last of them.
                     held[key] = max(kept, held.get(key, 0)) if opinion.decision.home else kept
@@ -187,6 +191,19 @@ def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
 
         map_tensors(output, note)
         outputs[path] = tuple(sizes)
+
+    return hook
+
+
+def _note_attention(attended: dict[str, Attended], path: str, rows: int) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any, _output: Output) -> None:
+        tokens, text = (*args, *(kwargs[n] for n in ("hidden_states", "encoder_hidden_states") if n in kwargs), None)[
+            :2
+        ]
+        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images come beside the text
+        queries = tokens.shape[1] if tokens.ndim == 3 else tokens[0, 0].numel()
+        width: Any = getattr(module.to_q, "out_features", 0)
+        attended[path] = Attended(queries, 0 if text is None else text.shape[1], width, len(tokens) // rows)
 
     return hook
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .clock import Step
 from .layout import Branches
 from .site import Site
+from .unit import Macs, Unit
 
 Output = Any  # a tensor, or tuples, lists, dictionaries and output objects of tensors
 
@@ -29,6 +30,10 @@ class Call:
         forward: what comes next: the inner decision, or the module itself.
         args, kwargs: what the caller passed.
         branches: the guidance branches of the batch; `None` in the first step where nobody declared them yet.
+        module: the module itself.
+        alone: runs the module past every decision about it and about the sites inside; nothing of it is traced.
+        method: the method whose decision this is, as it was fitted to the model.
+        notes: what the method wrote down in this generation; it outlives the memory, so no large tensor stays in it.
     """
 
     site: Site
@@ -37,6 +42,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     branches: Branches | None
+    module: nn.Module | None = None
+    alone: Callable[..., Output] | None = None
+    method: Any = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Output:
         """Run what comes next on the arguments as they are."""
@@ -193,6 +202,14 @@ class Decision(ABC):
     def kept_bytes(self, parts: Sequence[int], branches: int) -> int:  # noqa: ARG002
         """Bytes per image that are newly remembered, given those of one row of every tensor of the output."""
         return 0
+
+    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:
+        """Bytes that are newly remembered, all samples together."""
+        return self.kept_bytes(unit.bytes, branches) * samples
+
+    def extra(self, unit: Unit, samples: int) -> Macs:  # noqa: ARG002
+        """Multiply-adds spent beyond the site's own, all samples together."""
+        return Macs()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from .anatomy import Anatomy, Role
 from .clock import lay_out
 from .decision import Call, Memory, Output
@@ -25,6 +27,7 @@ class Generation:
         plan: the table in force.
         trace: what was done, a column for every evaluation so far.
         samples: images or videos generated at once; 0 until known.
+        notes: what every method wrote down, by its number.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Generation:
         anatomy: Anatomy,
         timesteps: Sequence[float | None],
         declared: tuple[Role, ...] | None,
+        modules: Sequence[nn.Module | None] = (),
     ) -> None:
         self.memory = Memory()
         self.plan: list[Column] = []
@@ -42,6 +46,9 @@ class Generation:
         self.branches: Branches | None = None  # of the batch that enters the model
         self.inner: Branches | None = None  # of the batch that reaches the sites inside
         self._sites, self._methods, self._anatomy = sites, methods, anatomy
+        self._modules = modules or [None] * len(sites)
+        self.notes: list[dict[str, Any]] = [{} for _ in methods]
+        self.unattended = False  # while a module runs past all decisions
         self._timesteps = timesteps
         self._declared = declared
         self._roles = declared or anatomy.roles
@@ -118,7 +125,17 @@ class Generation:
         forward = partial(self._inner, i, rest, original) if rest else original
         site = self._sites[i]
         branches = self.branches if site.kind is Kind.MODEL else self.inner
-        return decision.apply(Call(site, self.column.step, forward, args, kwargs, branches), slot)
+        call = Call(site, self.column.step, forward, args, kwargs, branches, self._modules[i])
+        call.alone, call.method = partial(self._alone, original), self._methods[first.method]
+        call.notes = self.notes[first.method]
+        return decision.apply(call, slot)
+
+    def _alone(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
+        self.unattended = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self.unattended = False
 
     def _inner(
         self, i: int, opinions: tuple[Opinion, ...], original: Callable[..., Output], *args: Any, **kwargs: Any

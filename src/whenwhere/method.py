@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from torch import nn
 
 from .clock import Step
 from .decision import Decision
@@ -38,6 +40,9 @@ class Method(ABC):
     reads_timestep: ClassVar[bool] = (
         False  # whether it needs `step.timestep`, which costs one synchronisation a generation
     )
+    # Whether its decisions stand next to the module whatever the order of attaching: guidance changes what attention
+    # computes, the others decide whether it does.
+    innermost: ClassVar[bool] = False
     # What is likely wrong if every site was computed at every step.
     idle_reason: ClassVar[str] = (
         "its plan computes everything at this number of steps; print(attachment.plan) shows it."
@@ -57,6 +62,14 @@ class Method(ABC):
 
     def check(self, sites: Sequence[Site], model: str) -> None:  # noqa: B027  (an optional refinement, not abstract)
         """Refuse a model by raising ValueError that names the methods which fit it instead."""
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
+        """The method with everything filled in that depends on the model, or on the pipeline where one is attached to.
+
+        Raises:
+            ValueError: it does not fit this model.
+        """
+        return self
 
     def review(self, setting: Setting) -> None:  # noqa: B027  (as above)
         """Look at a generation that is about to begin: refuse it by ValueError, or doubt it by a warning."""
