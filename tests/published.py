@@ -64,10 +64,14 @@ class Row:
 
 
 def brief(method: Method) -> str:
-    """The fields that differ from the library's defaults, as one would write them."""
+    """A method as one would write it: its first two fields, and whatever differs from the library's defaults."""
     plain = type(method)()
-    changed = [name for name in vars(method) if getattr(method, name) != getattr(plain, name)]
-    return f"{type(method).__name__}({', '.join(f'{name}={getattr(method, name)}' for name in changed)})"
+    named = [
+        f"{name}={value}"
+        for i, (name, value) in enumerate(vars(method).items())
+        if i < 2 or value != getattr(plain, name)
+    ]
+    return f"{type(method).__name__}({', '.join(named)})"
 
 
 @cache

@@ -1,6 +1,8 @@
 """Planned multiply-adds and bytes are the published ones; what cannot be met is listed, and really is not met."""
 
 from math import ceil
+from pathlib import Path
+from runpy import run_path
 
 import pytest
 from published import (
@@ -150,3 +152,10 @@ def test_a_plan_is_full_steps_and_partial_steps(steps, interval):
     full = ceil(steps / interval)
     expected = full * whole + (steps - full) * (two.macs.papers - whole)
     assert plan("sdxl", (DeepCache(interval),), steps).cost.macs.papers == expected
+
+
+@pytest.mark.parametrize("page", ["tgate", "deepcache", "baselines"])
+def test_a_page_quotes_what_the_library_prints(page):
+    docs = Path(__file__).parent.parent / "docs"
+    text = (docs / "methods" / f"{page}.md").read_text(encoding="utf-8")
+    assert text == run_path(str(docs / "refresh.py"))["refreshed"](text), "run docs/refresh.py"

@@ -1,0 +1,62 @@
+"""Rewrite what the pages quote from the library: `python docs/refresh.py`.
+
+Between `<!-- prints: EXPRESSION -->` and `<!-- end -->` stands what the expression prints, evaluated with the public
+names of whenwhere. Between `<!-- rows: NAME -->` and `<!-- end -->` stand the published multiply-adds of
+`tests/published.py` called NAME, beside the planned ones.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import whenwhere
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import published  # noqa: E402
+
+MARKED = re.compile(r"(<!-- (prints|rows): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+UNITS = {"T": published.TERA, "G": published.GIGA}
+
+
+def refreshed(page: str) -> str:
+    """The text of a page with all quotations anew."""
+    return MARKED.sub(_quotation, page)
+
+
+def _quotation(found: re.Match[str]) -> str:
+    opening, kind, what, closing = found.groups()
+    text = _printed(what) if kind == "prints" else _table(getattr(published, what))
+    return f"{opening}{text}\n{closing}"
+
+
+def _printed(expression: str) -> str:
+    with published.built_and_priced_once():
+        text = str(eval(expression, vars(whenwhere).copy()))
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return f"```python\n>>> print({expression})\n```\n\n```text\n{lines}\n```"
+
+
+def _table(rows: tuple[published.Row, ...]) -> str:
+    explained = any(row.reason for row in rows)
+    lines = [
+        "| source | network | steps | setting | published | planned | difference |" + " why |" * explained,
+        "|---|---|---|---|---|---|---|" + "---|" * explained,
+    ]
+    return "\n".join([*lines, *(_line(row) for row in rows)])
+
+
+def _line(row: published.Row) -> str:
+    number, unit = row.figure.split()
+    places = len(number.partition(".")[2])
+    planned = f"{row.planned / UNITS[unit]:.{places}f} {unit}"
+    difference = f"{100 * (row.planned / row.value - 1):+.3f} %"
+    cells = [row.table, row.architecture, str(row.steps), f"`{row.setting}`", row.figure, planned, difference]
+    return f"| {' | '.join(cells + [row.reason] * bool(row.reason))} |"
+
+
+if __name__ == "__main__":
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        path.write_text(refreshed(page), encoding="utf-8")
