@@ -34,7 +34,7 @@ def known() -> dict[str, type[Any]]:
             if error.name != name:
                 raise
             continue
-        exported = (getattr(package, word) for word in package.__all__)
+        exported = (getattr(package, word) for word in getattr(package, "__all__", ()))
         found |= {cls.__name__: cls for cls in exported if isinstance(cls, type) and is_dataclass(cls)}
     return dict(sorted(found.items()))
 

@@ -70,7 +70,7 @@ def draw_plan(plan: Plan, title: str | None = None, width: float = 720.0) -> Ima
         left += width_of("encoder", _SMALL) + 14
     table = sum(section.height + _GAP for section in sections)
     head = _MARGIN + len(heading) * _TITLE * _LINE + _SMALL * _LINE + 10
-    foot = 26 + _LABEL * _LINE + 8 + len(plan.summary) * _SMALL * _LINE + _MARGIN
+    foot = 26 + _LABEL * _LINE + 8 + len(_cost(plan, width)) * _SMALL * _LINE + _MARGIN
     image, pen = sheet_of_paper(width, head + table + foot)
     _draw_heading(pen, heading, plan, width)
     cell = (width - _MARGIN - left) / plan.steps
@@ -150,6 +150,11 @@ def _draw_foot(
         box(pen, x, top - 5, 10, 10, colour)
         write(pen, x + 15, top, name, _LABEL, TEXT)
         x += 15 + width_of(name, _LABEL) + 18
-    for number, line in enumerate(plan.summary):
+    for number, line in enumerate(_cost(plan, width)):
         y = top + _LABEL * _LINE + 6 + number * _SMALL * _LINE
-        write(pen, _MARGIN, y, clip(line, _SMALL, width - 2 * _MARGIN), _SMALL, FAINT)
+        write(pen, _MARGIN, y, line, _SMALL, FAINT)
+
+
+def _cost(plan: Plan, width: float) -> list[str]:
+    """The cost in words, in lines that fit."""
+    return [part for line in plan.summary for part in wrap(line, _SMALL, width - 2 * _MARGIN)]

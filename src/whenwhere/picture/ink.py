@@ -1,5 +1,6 @@
 """Paper, fonts and colours: what everything drawn has in common. All lengths are in points; `SCALE` pixels make one."""
 
+import re
 from functools import cache
 from typing import TypeAlias
 
@@ -51,15 +52,15 @@ def box(pen: ImageDraw.ImageDraw, x: float, y: float, width: float, height: floa
 
 
 def wrap(text: str, size: float, width: float) -> list[str]:
-    """The text in lines that fit; a word that is too long for a line is cut with an ellipsis."""
+    """The text in lines that fit, broken at blanks and inside expressions; what is still too long is cut."""
     lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and width_of(longer, size) <= width:
+    for piece in re.findall(r"[^\s(+,]*[(+,]?\s*", text):
+        longer = lines[-1] + piece if lines else piece
+        if lines and width_of(longer.rstrip(), size) <= width:
             lines[-1] = longer
-        else:
-            lines.append(clip(word, size, width))
-    return lines
+        elif piece:
+            lines.append(piece)
+    return [clip(line.rstrip(), size, width) for line in lines]
 
 
 def clip(text: str, size: float, width: float) -> str:

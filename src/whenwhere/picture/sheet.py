@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from .ink import FAINT, PAPER, TEXT, box, clip, pixels, sheet_of_paper, width_of, wrap, write
 
@@ -86,6 +87,12 @@ def _draw_column(image: Image.Image, pen: ImageDraw.ImageDraw, page: _Page, colu
         top = page.top + number * (page.height + _GAP)
         box(pen, x - 0.5, top - 0.5, page.edge + 1, page.edge * picture.height / picture.width + 1, _FRAME)
         image.paste(enlarge(picture, pixels(page.edge)), (pixels(x), pixels(top)))
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """A picture (3, H, W) with values in [0, 1]."""
+    levels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu()
+    return Image.frombytes("RGB", (levels.shape[1], levels.shape[0]), levels.numpy().tobytes())
 
 
 def enlarge(picture: Image.Image, width: int) -> Image.Image:

@@ -1,0 +1,5 @@
+"""`python -m whenwhere`."""
+
+from .cli import main
+
+main()

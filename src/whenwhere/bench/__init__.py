@@ -1,0 +1,1 @@
+"""Measuring: a pipeline plainly and with methods, on the same prompts and seeds, taking turns."""

@@ -1,0 +1,82 @@
+"""Calling a pipeline in one way, whatever its class: prompts and seeds in, pictures out."""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..anatomy import find
+from ..attach import Attachment, attach
+from ..families import FAMILIES
+from ..finding import denoiser_of
+from ..method import Method
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] on the CPU, picture i from prompt i and seed i alone.
+
+    Raises:
+        ValueError: the pipeline makes no pictures, or cannot do what was asked.
+    """
+    takes = inspect.signature(type(pipe).__call__).parameters
+    arguments: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": "pt",
+    }
+    if "prompt" in takes:
+        arguments["prompt"] = list(prompts)
+    elif "class_labels" in takes:
+        arguments["class_labels"] = [_class_number(prompt) for prompt in prompts]
+    else:
+        raise ValueError(f"{type(pipe).__name__} takes neither prompts nor class numbers.")
+    if "guidance_scale" in takes:
+        arguments["guidance_scale"] = guidance
+    if negative:
+        _require(pipe, "negative_prompt" in takes, "negative prompts")
+        arguments["negative_prompt"] = [negative] * len(prompts)
+    if size is not None:
+        _require(pipe, "height" in takes, "a size")
+        arguments |= {"height": size[0], "width": size[1]}
+    return _pictures(pipe(**arguments).images)
+
+
+def attached(pipe: Any, methods: Sequence[Method], guidance: float) -> AbstractContextManager[Attachment | None]:
+    """Methods on a pipeline; without any, nothing."""
+    if not methods:
+        return nullcontext()
+    # Where the scheduler moves all branches together, nobody but the caller knows whether there is guidance.
+    doubled = find(denoiser_of(pipe), FAMILIES).doubled
+    return attach(pipe, *methods, guidance=guidance > 1 if doubled else None)
+
+
+def _class_number(prompt: str) -> int:
+    if not prompt.strip().isdigit():
+        raise ValueError(f"this model draws classes: prompts are class numbers, got {prompt!r}.")
+    return int(prompt)
+
+
+def _require(pipe: Any, able: bool, what: str) -> None:
+    if not able:
+        raise ValueError(f"{type(pipe).__name__} takes no {what.removeprefix('a ')}.")
+
+
+def _pictures(output: Any) -> Tensor:
+    """What a pipeline returned, as pictures; a few pipelines answer "pt" with an array (B, H, W, 3)."""
+    pictures = output if isinstance(output, Tensor) else torch.as_tensor(output).permute(0, 3, 1, 2)
+    if pictures.ndim != 4 or pictures.shape[1] != 3:
+        raise ValueError(f"the pipeline returned {tuple(pictures.shape)}, not pictures (B, 3, H, W).")
+    if not torch.isfinite(pictures).all():
+        raise ValueError("the pipeline returned numbers that are not finite; try dtype float32.")
+    return pictures.detach().float().cpu().clamp(0, 1)

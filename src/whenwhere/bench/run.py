@@ -1,0 +1,120 @@
+"""Running: plain and methods take turns on every prompt and seed, so that a machine's moods strike all alike."""
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..metrics import images as metrics
+from .drawing import attached
+from .price import Price
+from .rows import Job, Row
+from .stopwatch import Stopwatch
+from .variant import PLAIN, Task, Variant, draw_one
+
+Watch = Callable[[str], None]  # told what is run next
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row, with the variant it belongs to and the picture (3, H, W) that was drawn."""
+
+    row: Row
+    variant: Variant
+    picture: Tensor
+
+
+def measure(
+    task: Task,
+    prices: Mapping[Variant, Price],
+    finished: Collection[Job] = (),
+    watch: Watch = lambda _: None,
+) -> Iterator[Measured]:
+    """Run every variant on every prompt and seed, in turns: plain, A, B, plain, A, B, ...
+
+    Every variant has run once before, unmeasured, so that no first-run cost is counted. Where its multiply-adds were
+    counted, which replaces some kernels, it runs here once more without.
+
+    Args:
+        task: what is drawn.
+        prices: the variants, with their prices; the plain one is among them and comes first.
+        finished: jobs to skip.
+        watch: is told before every run.
+    """
+    variants = sorted(prices, key=lambda variant: variant != PLAIN)
+    finished = set(finished)
+    open_jobs = [job_of(task, variant, *case) for case in cases(task) for variant in variants]
+    waiting = {job.method for job in open_jobs if job not in finished}
+    for variant in variants:
+        if variant.expression in waiting and prices[variant].counted:
+            watch(f"warming up {variant.label}")
+            _run(task, variant, task.prompts[0], task.seeds[0])
+    references: dict[tuple[str, int], Tensor] = {}
+    for prompt, seed, number in cases(task):
+        for variant in variants:
+            job = job_of(task, variant, prompt, seed, number)
+            if job in finished:
+                continue
+            if variant != PLAIN and (prompt, seed) not in references:  # its row is finished, its picture is gone
+                references[prompt, seed] = _run(task, PLAIN, prompt, seed)[0]
+            watch(f"{variant.label}, seed {seed}")
+            picture, stopwatch = _run(task, variant, prompt, seed)
+            if variant == PLAIN:
+                references[prompt, seed] = picture
+            row = _row(job, prices[variant], stopwatch, picture, references[prompt, seed])
+            yield Measured(row, variant, picture)
+
+
+def cases(task: Task) -> list[tuple[str, int, int]]:
+    """Prompt, seed and number of the repetition, in the order of running."""
+    return [(prompt, seed, run) for run in range(task.runs) for prompt in task.prompts for seed in task.seeds]
+
+
+def job_of(task: Task, variant: Variant, prompt: str, seed: int, run: int) -> Job:
+    """What a row of this run is a measurement of."""
+    height, width = task.size or (0, 0)
+    return Job(
+        model=task.model.name,
+        revision=task.model.revision,
+        dtype=task.model.dtype,
+        scheduler=type(task.model.pipeline.scheduler).__name__,
+        method=variant.expression,
+        prompt=prompt,
+        negative=task.negative,
+        seed=seed,
+        steps=task.steps,
+        guidance=task.guidance,
+        height=height,
+        width=width,
+        run=run,
+    )
+
+
+def _run(task: Task, variant: Variant, prompt: str, seed: int) -> tuple[Tensor, Stopwatch]:
+    """One picture (3, H, W), timed. What a method has to say about its settings was said when it was priced."""
+    pipe = task.model.pipeline
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with attached(pipe, variant.methods, task.guidance), Stopwatch(pipe, task.model.device) as stopwatch:
+            picture = draw_one(task, variant, prompt, seed)
+    return picture, stopwatch
+
+
+def _row(job: Job, price: Price, watch: Stopwatch, picture: Tensor, reference: Tensor) -> Row:
+    compared = picture is not reference
+    return Row(
+        job=job,
+        seconds=watch.seconds,
+        denoising=watch.denoising,
+        evaluations=watch.evaluations,
+        macs=price.planned.all,
+        macs_papers=price.planned.papers,
+        counted=price.counted.all if price.counted else None,
+        counted_papers=price.counted.papers if price.counted else None,
+        bytes=price.planned_bytes,
+        held=price.held_bytes,
+        peak_memory=watch.peak_memory,
+        psnr=metrics.psnr(picture[None], reference[None])[0] if compared else None,
+        ssim=metrics.ssim(picture[None], reference[None])[0] if compared else None,
+    )

@@ -1,0 +1,35 @@
+"""The commands, put together."""
+
+import typer
+
+from . import compare, generate, plan, zoo
+from .examples import flowing
+from .failing import ENVIRONMENT_VARIABLE
+
+app = typer.Typer(
+    name="whenwhere",
+    help=(
+        "Decide when and where a Transformer computes.\n\n"
+        "A method (T-GATE, DeepCache, ...) makes a decision at every site of a model and every step of a generation: "
+        "compute, reuse, skip. [bold]plan[/bold] prints the decisions and their cost before anything runs, "
+        "[bold]compare[/bold] runs a model with and without them, [bold]generate[/bold] draws, [bold]zoo[/bold] shows "
+        "the models that come with the library."
+    ),
+    epilog=(
+        'Start here:  [cyan]whenwhere compare "red apple, noto style"[/cyan]\n\n'
+        f"{ENVIRONMENT_VARIABLE}=1 shows where in the program an error came from."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, module in (("plan", plan), ("generate", generate), ("compare", compare)):
+    app.command(name, help=flowing(module.command.__doc__), epilog=module.EXAMPLES)(module.command)
+app.add_typer(zoo.app, name="zoo")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,89 @@
+"""`whenwhere compare`: plain, methods and baselines on the same prompts and seeds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .compare_table import as_data, print_table
+from .examples import examples
+from .failing import clearly
+from .generate import open_with_scheduler
+from .output import check_file, print_json, progress, replacing
+from .quiet import quieten
+
+# Both fit any number of steps: the gate is a fraction of the schedule, that of most published runs of 25 steps.
+DEFAULT_METHODS = ("tgate(gate_step=0.4)", "deepcache(interval=3)")
+
+EXAMPLES = examples(
+    'compare "red apple, noto style"',
+    'compare "fox, noto style" "blue house, flat style" --method "tgate(gate_step=8)" --seeds 2',
+    'compare "a lighthouse" --model ./my-pipeline --method "tgate(10)" --method "tgate(10)+deepcache(3)"',
+)
+
+
+@clearly
+def command(
+    prompts: options.Prompts,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-M",
+            help="A method to compare; give it several times for several.",
+            show_default=" and ".join(DEFAULT_METHODS),
+        ),
+    ] = None,
+    model: options.ModelName = "emoji-unet",
+    steps: options.Steps = None,
+    scheduler: options.Scheduler = None,
+    guidance: options.Guidance = None,
+    negative: options.Negative = "",
+    size: options.Size = None,
+    seed: options.Seed = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of every prompt and seed.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes.")] = Path("compare.png"),
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw the same prompts plainly and with methods, side by side, and measure.
+
+    Runs take turns (plain, A, B, plain, A, B, ...) after a warm-up, and seconds are medians over all of them. Below
+    each method stand the two plain ways to compute as little: fewer steps, and guidance stopped early (for T-GATE: at
+    the same gate). PSNR and SSIM compare with the plain picture of the same prompt and seed. MACs are multiply-adds of
+    the denoiser for one picture; the papers' convention leaves out two products of attention.
+    """
+    from ..bench.variant import Task, Variant
+
+    asked = list(dict.fromkeys(Variant.of(text) for text in method or DEFAULT_METHODS))
+    check_file(out, ".png")
+    wanted = options.read_size(size)
+    quieten()
+    from ..bench.comparison import compare, most_runs
+    from ..bench.sheet import draw_comparison
+    from ..metrics.images import require
+
+    require()
+    opened = open_with_scheduler(model, scheduler, device, dtype)
+    task = Task(
+        opened,
+        prompts,
+        range(seed, seed + seeds),
+        runs,
+        steps=steps or opened.steps,
+        guidance=opened.guidance if guidance is None else guidance,
+        negative=negative,
+        size=wanted,
+    )
+    with progress(most_runs(task, asked)) as advance:
+        comparison = compare(task, asked, advance)
+    with replacing(out) as file:
+        draw_comparison(comparison).save(file)
+    if as_json:
+        print_json(as_data(comparison) | {"picture": str(out)})
+    else:
+        print_table(comparison)
+        typer.echo(out)

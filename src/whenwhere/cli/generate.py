@@ -1,0 +1,160 @@
+"""`whenwhere generate`: pictures from prompts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .examples import examples
+from .failing import clearly
+from .output import check_file, print_json, progress, replacing, seconds, slug
+from .quiet import quieten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..bench.model import Model
+    from ..bench.variant import Variant
+
+EXAMPLES = examples(
+    'generate "red apple, noto style" --seed 3 --scale 8',
+    'generate "dog, twemoji style" "fox, noto style" --batch 4 --grid --out animals.png',
+    'generate "a lighthouse" --model ./my-pipeline --scheduler dpm++ --method "tgate(gate_step=0.4)"',
+)
+
+
+@clearly
+def command(
+    prompts: options.Prompts,
+    model: options.ModelName = "emoji-unet",
+    steps: options.Steps = None,
+    scheduler: options.Scheduler = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-M", help='Such as "tgate(gate_step=10)+deepcache(interval=3)".', show_default="plain"
+        ),
+    ] = "",
+    negative: options.Negative = "",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of every prompt, from seeds that count up.")] = 1,
+    grid: Annotated[bool, typer.Option("--grid", help="Write one labelled sheet instead of single pictures.")] = False,
+    size: options.Size = None,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarge single pictures so many times, without blur.")] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .png file, or a folder for several pictures (made if missing).")
+    ] = Path(),
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw pictures from prompts and write them as PNG.
+
+    All prompts run as one batch; a picture depends on its own prompt and seed alone. Two runs with the same seed and
+    different methods show what the method changes; `whenwhere compare` does that side by side.
+    """
+    from ..bench.variant import Task, Variant
+
+    variant = Variant.of(method) if method.strip() else Variant()
+    files = file_names(out, prompts, range(seed, seed + batch), grid)
+    wanted = options.read_size(size)
+    quieten()
+    opened = open_with_scheduler(model, scheduler, device, dtype)
+    task = Task(
+        opened,
+        prompts,
+        range(seed, seed + batch),
+        runs=1,
+        steps=steps or opened.steps,
+        guidance=opened.guidance if guidance is None else guidance,
+        negative=negative,
+        size=wanted,
+    )
+    began = time.perf_counter()
+    pictures = draw_all(task, variant)
+    took = time.perf_counter() - began
+    _write(files, pictures, task, variant, grid, scale)
+    if as_json:
+        pairs = [{"prompt": prompt, "seed": number} for prompt in prompts for number in task.seeds]
+        names = [str(file) for file in files] * (len(pairs) if grid else 1)
+        drawn = [pair | {"file": name} for pair, name in zip(pairs, names, strict=True)]
+        settings = {"model": model, "method": variant.label, "steps": task.steps, "guidance": task.guidance}
+        print_json({**settings, "seconds": took, "pictures": drawn})
+    else:
+        for file in files:
+            typer.echo(file)
+        typer.echo(f"{len(pictures)} pictures in {seconds(took)} s", err=True)
+
+
+def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bool) -> list[Path]:
+    """Where the pictures go; a folder that is missing is made.
+
+    Raises:
+        ValueError: a file cannot be written, or one file is named for several pictures.
+    """
+    named = out.suffix.lower() == ".png"
+    if named and not grid and len(prompts) * len(seeds) > 1:
+        raise ValueError(f"{out} is one file for {len(prompts) * len(seeds)} pictures; name a folder, or add --grid.")
+    if not named:
+        if out.suffix and not out.is_dir():
+            raise ValueError(f"{out} must end in .png, or name a folder.")
+        out.mkdir(parents=True, exist_ok=True)
+    words = [f"{slug(prompt)}-{seed}.png" for prompt in prompts for seed in seeds]
+    files = [out] if named else [out / "grid.png"] if grid else [out / word for word in words]
+    if len(set(files)) < len(files):
+        raise ValueError("two prompts give the same file name; draw them one after the other, or add --grid.")
+    for file in files:
+        check_file(file, ".png")
+    return files
+
+
+def open_with_scheduler(name: str, scheduler: str | None, device: str, dtype: str) -> "Model":
+    """A model, with another scheduler where one is asked for."""
+    from ..bench.model import open_model
+    from ..bench.schedulers import make_scheduler
+
+    opened = open_model(name, device, dtype)
+    if scheduler is not None:
+        opened.pipeline.scheduler = make_scheduler(scheduler, opened.pipeline.scheduler)
+    return opened
+
+
+def draw_all(task: Any, variant: "Variant") -> "Tensor":
+    """All pictures of a task in one batch, prompt by prompt, with a bar that follows the scheduler."""
+    from ..bench.drawing import attached, draw
+    from ..bench.schedulers import evaluations
+    from ..clock import Clock
+
+    pipe, steps = task.model.pipeline, variant.steps(task.steps)
+    prompts = [prompt for prompt in task.prompts for _ in task.seeds]
+    seeds = [seed for _ in task.prompts for seed in task.seeds]
+    with (
+        progress(evaluations(pipe.scheduler, steps)) as advance,
+        attached(pipe, variant.methods, task.guidance),
+    ):
+        clock = Clock(pipe.scheduler, lambda: None, lambda _: advance("denoising"))
+        try:
+            return draw(pipe, prompts, seeds, steps, task.guidance, task.negative, task.size)
+        finally:
+            clock.stop()
+
+
+def _write(files: list[Path], pictures: "Tensor", task: Any, variant: "Variant", grid: bool, scale: int) -> None:
+    """Write the pictures one by one, or as a sheet with a row for every prompt and a column for every seed."""
+    from ..picture import Column, as_image, draw_sheet, enlarge
+
+    images = [as_image(picture) for picture in pictures]
+    if grid:
+        count = len(task.seeds)
+        columns = [Column(f"seed {seed}", images[i::count]) for i, seed in enumerate(task.seeds)]
+        about = f"{task.model.name}, {variant.label}, {variant.steps(task.steps)} steps, guidance {task.guidance:g}"
+        images = [draw_sheet(columns, list(task.prompts), subtitle=about)]
+    else:
+        images = [enlarge(image, image.width * scale) for image in images]
+    for file, image in zip(files, images, strict=True):
+        with replacing(file) as temporary:
+            image.save(temporary)
