@@ -21,6 +21,7 @@ from whenwhere.train.diffusion import TrainConfig, train
 from whenwhere.train.latents import drawer, encode
 from whenwhere.train.state import TrainState
 from whenwhere.train.words import learn_tokenizer
+from whenwhere.zoo.load import digests
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def main() -> None:
     draw = drawer(pictures, encode(vae, pixels), pipeline.tokenizer, recipe.odds)
     train(state, noising, draw, config, args.out, watch=[preview])
     export(state, pipeline, args.out / "pipeline")
+    for name, value in digests(args.out / "pipeline").items():
+        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
 
 
 def read_split(recipe: Recipe) -> Split:

@@ -1,0 +1,101 @@
+"""The zoo: names, files as the catalogue describes them, and a pipeline like any other."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from whenwhere import zoo
+from whenwhere.models.patch_pca import PatchPCA
+from whenwhere.zoo.load import check, digests
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return zoo.load("emoji-unet")
+
+
+def draw(pipe: StableDiffusionPipeline, prompt: str, **settings) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(prompt, num_inference_steps=2, generator=generator, output_type="pt", **settings).images
+    return images[0]
+
+
+def test_names_are_sorted_and_known():
+    assert zoo.names() == sorted(zoo.names())
+    assert "emoji-unet" in zoo.names()
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_file_is_in_the_catalogue_with_its_hash(name):
+    assert digests(zoo.path(name)) == dict(zoo.entry(name).files)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_file_is_small_and_its_recipe_exists(name):
+    assert all((zoo.path(name) / file).stat().st_size <= 16e6 for file in zoo.entry(name).files)
+    assert (Path(__file__).parents[1] / zoo.entry(name).recipe).is_file()
+
+
+@pytest.mark.parametrize("function", [zoo.load, zoo.path, zoo.entry])
+def test_an_unknown_name_is_answered_with_the_nearest(function):
+    with pytest.raises(ValueError, match="no model 'emoji-net'; did you mean 'emoji-unet'"):
+        function("emoji-net")
+
+
+def test_a_changed_file_is_named_with_both_hashes(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"weights")
+    model = replace(zoo.entry("emoji-unet"), files=digests(folder))
+    check(model, folder)
+    (folder / "weights").write_bytes(b"other")
+    with pytest.raises(RuntimeError, match=r"weights is damaged or was changed: expected SHA-256 \w{64}, found \w{64}"):
+        check(model, folder)
+    (folder / "weights").unlink()
+    with pytest.raises(FileNotFoundError, match="weights is missing; reinstall"):
+        check(model, folder)
+
+
+def test_loading_gives_float32_in_the_slots_of_a_stock_pipeline(pipeline):
+    assert type(pipeline) is StableDiffusionPipeline
+    assert isinstance(pipeline.vae, PatchPCA)
+    assert {pipeline.unet.dtype, pipeline.text_encoder.dtype, pipeline.vae.dtype} == {torch.float32}
+    assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings == 16
+    assert pipeline.text_encoder.config.eos_token_id == pipeline.tokenizer.eos_token_id
+
+
+def test_it_loads_quietly(capfd):
+    zoo.load("emoji-unet")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pictures_are_32_pixels_wide_and_repeatable(pipeline):
+    image = draw(pipeline, "red apple, noto style")
+    assert image.shape == (3, 32, 32)
+    assert torch.equal(draw(pipeline, "red apple, noto style"), image)
+
+
+def test_the_prompt_and_the_negative_prompt_matter(pipeline):
+    image = draw(pipeline, "red apple")
+    assert not torch.equal(draw(pipeline, "blue bus"), image)
+    assert not torch.equal(draw(pipeline, "red apple", negative_prompt="red"), image)
+
+
+def test_the_stock_loader_reads_the_folder_and_a_saved_copy(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    for folder in (zoo.path("emoji-unet"), tmp_path):
+        again = StableDiffusionPipeline.from_pretrained(folder)
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(draw(again, "fox"), draw(pipeline, "fox"))
+
+
+def test_a_damaged_copy_is_refused(tmp_path):
+    copy = shutil.copytree(zoo.path("emoji-unet"), tmp_path / "emoji-unet")
+    with (copy / "unet" / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(RuntimeError, match=r"unet.config\.json is damaged"):
+        check(zoo.entry("emoji-unet"), copy)
