@@ -1,14 +1,17 @@
 """Decide when and where a Transformer computes."""
 
 from .attach import Attachment, attach
+from .calibration import Calibration, calibrate
 from .method import Method
-from .methods import FORA, DeepCache, DeltaDiT, FewerSteps, GuidanceStop, SkipCache, TGate
+from .methods import FORA, BlockCaching, DeepCache, DeltaDiT, FewerSteps, GuidanceStop, SkipCache, TGate
 from .plan import Plan
 from .planning import plan
 
 __all__ = [
     "FORA",
     "Attachment",
+    "BlockCaching",
+    "Calibration",
     "DeepCache",
     "DeltaDiT",
     "FewerSteps",
@@ -18,5 +21,6 @@ __all__ = [
     "SkipCache",
     "TGate",
     "attach",
+    "calibrate",
     "plan",
 ]

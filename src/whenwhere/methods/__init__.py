@@ -1,5 +1,6 @@
 """Published methods, one paper per file."""
 
+from .blockcaching import BlockCaching
 from .deepcache import DeepCache
 from .deltadit import DeltaDiT
 from .fewersteps import FewerSteps
@@ -8,4 +9,4 @@ from .guidancestop import GuidanceStop
 from .skipcache import SkipCache
 from .tgate import TGate
 
-__all__ = ["FORA", "DeepCache", "DeltaDiT", "FewerSteps", "GuidanceStop", "SkipCache", "TGate"]
+__all__ = ["FORA", "BlockCaching", "DeepCache", "DeltaDiT", "FewerSteps", "GuidanceStop", "SkipCache", "TGate"]

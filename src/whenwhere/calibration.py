@@ -1,0 +1,121 @@
+"""Calibration: how much the contribution of every unit of a network changes from step to step, measured on plain runs.
+
+A unit is what a method may reuse: a residual branch, a block, or an attention layer of a U-Net. What was measured
+holds for one model, scheduler, number of steps, guidance scale and size, and says which.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from .attach import attach
+from .measuring import METRICS, UNITS, Granularity, Metric, Notes, Recorder
+from .method import Setting
+from .ranges import one_of
+
+_FORMAT = 1  # of the JSON files
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured, and on what.
+
+    Attributes:
+        model: class name of the denoiser.
+        granularity: the units: "branch" (attention and MLP outputs before their gates), "block" (what a transformer
+            block adds to its input) or "layer" (what a spatial transformer of a U-Net adds to its input).
+        metric: the measure of change, see `METRICS`.
+        setting: steps, scheduler, guidance scale and size of the runs.
+        runs: how many there were.
+        changes: for every unit's path the mean change from step s - 1 to step s, for s in 0 ... steps - 1; the first
+            one is 0.
+    """
+
+    model: str
+    granularity: Granularity
+    metric: Metric
+    setting: Setting
+    runs: int
+    changes: Mapping[str, tuple[float, ...]] = field(repr=False, hash=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps({"whenwhere": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no calibration.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("whenwhere") != _FORMAT:
+                raise ValueError("it was written by another version of the format")
+            size = data["setting"]["size"]
+            setting = Setting(**{**data["setting"], "size": None if size is None else tuple(size)})
+            changes = {name: tuple(map(float, row)) for name, row in data["changes"].items()}
+            if any(len(row) != setting.steps for row in changes.values()):
+                raise ValueError(f"not every unit has {setting.steps} changes")
+            return cls(**{**data, "setting": setting, "changes": changes})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no saved calibration: {error!r}") from error
+
+    def refuse(self, setting: Setting) -> None:
+        """Refuse a generation that differs from the measured ones in anything that is known of both.
+
+        Raises:
+            ValueError: it does.
+        """
+        measured, asked = asdict(self.setting), asdict(setting)
+        for name, value in asked.items():
+            if None not in (value, measured[name]) and value != measured[name]:
+                raise ValueError(
+                    f"calibrated with {name} {measured[name]!r}, but this generation has {value!r}; calibrate "
+                    "anew: the changes between steps depend on it."
+                )
+
+
+def calibrate(
+    pipe: Any,
+    generate: Callable[[], object],
+    granularity: Granularity = "branch",
+    metric: Metric = "l1rel",
+    **options: Any,
+) -> Calibration:
+    """Measure the changes of all units while `generate` runs the pipeline, once or many times.
+
+    Args:
+        pipe: as for `attach`.
+        generate: calls the pipeline with everything as it will be used (steps, guidance scale, size); prompts and seeds
+            should vary, and their mean is taken.
+        granularity, metric: what is a unit, and what is its change; see `Calibration`.
+        options: further arguments of `attach`.
+
+    Raises:
+        ValueError: nothing ran to its end, the runs differ in more than prompts and seeds, or something is not finite.
+    """
+    one_of("granularity", granularity, UNITS)
+    one_of("metric", metric, METRICS)
+    notes = Notes()
+    with attach(pipe, Recorder(granularity, metric, notes), **options):
+        generate()
+    if len(set(notes.settings)) != 1:
+        found = "; ".join(map(str, dict.fromkeys(notes.settings))) or "none"
+        raise ValueError(f"calibration needs runs of one setting; found {found}.")
+    (setting, *_), steps = notes.settings, range(1, notes.settings[0].steps)
+    if any(len({notes.rows.get((path, s), 0) for s in (*steps, 1)}) != 1 for path in notes.paths) or not notes.rows:
+        raise ValueError("calibration needs runs of at least two steps that were not interrupted.")
+    if notes.silent:
+        warnings.warn(
+            f"{len(notes.silent)} units add nothing, as untrained gates do: {', '.join(sorted(notes.silent))}",
+            stacklevel=2,
+        )
+    changes = {path: (0.0, *(notes.sums[path, s] / notes.rows[path, s] for s in steps)) for path in notes.paths}
+    return Calibration(notes.model, granularity, metric, setting, len(notes.settings), changes)

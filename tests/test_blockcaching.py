@@ -1,0 +1,341 @@
+"""Block Caching: what is measured, the schedule, the laws, a naive loop, and what is refused."""
+
+import math
+from functools import cache
+from itertools import count, pairwise
+
+import laws
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from laws import STEPS, Setting
+from pipelines import CASES, build, run
+from torch import Tensor
+
+import whenwhere
+from whenwhere import BlockCaching, Calibration, attach, calibrate
+from whenwhere.methods.blockcaching import schedule
+
+UNITS = {
+    "sd": "layer",
+    "dit": "branch",
+    "latte": "block",
+    "sd3": "block",
+    "flux-true-cfg": "branch",
+}
+LAWS = (
+    laws.accepted_or_refused,
+    laws.neutral_is_exact,
+    laws.nothing_left,
+    laws.plan_tells_the_truth,
+    laws.cost_is_what_was_promised,
+    laws.batch_equals_its_prompts,
+)
+
+
+@cache
+def calibrated(case: str, granularity: str = "branch", steps: int = STEPS, metric: str = "l1rel") -> Calibration:
+    pipe = build(case)
+    options = {"guidance": True} if case == "dit" else {}
+    return calibrate(pipe, lambda: run(case, pipe, steps=steps, prompts=2), granularity, metric, **options)
+
+
+@cache
+def setting(case: str) -> Setting:
+    """With a threshold of about two steps' change."""
+    measured = calibrated(case, UNITS[case])
+    changes = sorted(change for row in measured.changes.values() for change in row[1:])
+    threshold = 1.9 * changes[len(changes) // 2]
+    return Setting(
+        "Block Caching",
+        (BlockCaching(measured, threshold),),
+        neutral=lambda _: (BlockCaching(measured, 0),),
+        refused={},
+        refused_later={},
+    )
+
+
+@pytest.mark.parametrize("case", UNITS)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_the_laws_hold(law, case):
+    law(setting(case), case)
+
+
+def test_generations_are_independent():
+    pipe = build("dit")
+    (method,) = setting("dit").methods
+    with attach(pipe, method, guidance=True):
+        first = run("dit", pipe, steps=STEPS)
+        run("dit", pipe, steps=STEPS, prompts=3, seed=5)
+        assert torch.equal(run("dit", pipe, steps=STEPS), first)
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", UNITS)
+def test_measuring_changes_nothing(case):
+    pipe, seen = build(case), []
+    options = {"guidance": True} if case == "dit" else {}
+    calibrate(pipe, lambda: seen.append(run(case, pipe, steps=STEPS)), UNITS[case], **options)
+    assert torch.equal(seen[0], laws.plain(case))
+    assert torch.equal(run(case, pipe, steps=STEPS), laws.plain(case))
+
+
+def outputs_of(case: str, path: str, **request: object) -> list[Tensor]:
+    """What a module puts out in a plain run."""
+    pipe, seen = build(case), []
+    module = getattr(pipe, CASES[case].denoiser).get_submodule(path)
+    module.register_forward_hook(lambda *call: seen.append(call[-1]))
+    run(case, pipe, **request)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("metric", "distance"),
+    [
+        ("l1rel", lambda a, b: (b - a).abs().sum() / b.abs().sum()),
+        ("l2rel", lambda a, b: ((b - a).pow(2).sum() / b.pow(2).sum()).sqrt()),
+        ("cosine", lambda a, b: 1 - (a * b).sum() / (a.norm() * b.norm())),
+    ],
+)
+def test_changes_are_the_papers_metric_averaged_over_rows(metric, distance):
+    path = "transformer_blocks.2.attn1"
+    outputs = outputs_of("pixart-alpha", path, steps=STEPS, prompts=2)
+    expected = [
+        sum(float(distance(a, b)) for a, b in zip(before, now, strict=True)) / len(now)
+        for before, now in pairwise(outputs)
+    ]
+    measured = calibrated("pixart-alpha", metric=metric)
+    assert measured.changes[path] == pytest.approx([0, *expected], rel=1e-4, abs=1e-6)
+
+
+def test_a_batch_of_prompts_measures_as_the_prompts_one_by_one():
+    pipe = build("pixart-alpha")
+    apart = calibrate(pipe, lambda: [run("pixart-alpha", pipe, steps=STEPS, seed=i) for i in range(2)])
+    together = calibrated("pixart-alpha")
+    assert (apart.runs, together.runs) == (2, 1)
+    for path, row in together.changes.items():
+        assert apart.changes[path] == pytest.approx(row, rel=1e-3)
+
+
+def test_units_are_what_was_asked_for():
+    assert set(calibrated("sd", "layer").changes) == {
+        "down_blocks.0.attentions.0",
+        "up_blocks.1.attentions.0",
+        "up_blocks.1.attentions.1",
+    }
+    assert all(path.endswith((".attn1", ".attn2", ".ff")) for path in calibrated("sd").changes)
+    assert not any("resnets" in path for path in calibrated("sd", "block").changes)
+    with pytest.raises(ValueError, match="DiTTransformer2DModel has no units of granularity 'layer'"):
+        calibrated("dit", "layer")
+
+
+def test_a_calibration_says_what_it_was_measured_on():
+    found = calibrated("sd", "layer").setting
+    assert (found.steps, found.scheduler, found.guidance, found.size) == (STEPS, "DDIMScheduler", 3.0, (4, 16, 16))
+
+
+def test_runs_of_different_settings_or_none_are_refused():
+    pipe = build("dit")
+    with pytest.raises(ValueError, match=r"runs of one setting; found .*steps=4.*steps=5"):
+        calibrate(pipe, lambda: [run("dit", pipe, steps=steps) for steps in (4, 5)], guidance=True)
+    with pytest.raises(ValueError, match="runs of one setting; found none"):
+        calibrate(pipe, lambda: None)
+    with pytest.raises(ValueError, match="at least two steps"):
+        calibrate(pipe, lambda: run("dit", pipe, steps=1), guidance=True)
+    with pytest.raises(ValueError, match="metric must be one of"):
+        calibrate(pipe, lambda: None, metric="psnr")
+
+
+def test_an_interrupted_run_is_refused():
+    pipe = build("sd")
+
+    def abort(pipe, step, *_):
+        pipe._interrupt = step == 2
+        return {}
+
+    with pytest.raises(ValueError, match="not interrupted"):
+        calibrate(pipe, lambda: [run("sd", pipe, steps=4), run("sd", pipe, steps=4, callback=abort)])
+
+
+def test_units_that_add_nothing_are_doubted_and_infinite_ones_refused():
+    pipe = build("dit")
+    block = pipe.transformer.transformer_blocks[1]
+    block.attn1.to_out[0].weight.data.zero_()
+    block.attn1.to_out[0].bias.data.zero_()
+    with pytest.warns(UserWarning, match=r"1 units add nothing, .* transformer_blocks\.1\.attn1"):
+        found = calibrate(pipe, lambda: run("dit", pipe, steps=3), guidance=True)
+    assert found.changes["transformer_blocks.1.attn1"] == (0, 0, 0)
+    block.ff.net[2].bias.data.fill_(math.inf)
+    with pytest.raises(ValueError, match=r"step 1: the output of transformer_blocks\.0\.attn1 is not finite"):
+        calibrate(pipe, lambda: run("dit", pipe, steps=3), guidance=True)
+
+
+def test_a_calibration_is_saved_and_loaded(tmp_path):
+    path, found = tmp_path / "dit.json", calibrated("dit")
+    found.save(path)
+    assert Calibration.load(path) == found
+    method = BlockCaching(str(path), threshold=0.3)
+    assert whenwhere.plan(build("dit"), method, steps=STEPS).rows == (
+        whenwhere.plan(build("dit"), BlockCaching(found, threshold=0.3), steps=STEPS).rows
+    )
+    assert repr(method) == f"BlockCaching(calibration={str(path)!r}, threshold=0.3, strict=False, max_age=None)"
+    path.write_text('{"whenwhere": 1, "model": "DiT"}')
+    with pytest.raises(ValueError, match="is no saved calibration"):
+        Calibration.load(path)
+    path.write_text(path.read_text().replace("1,", "2,"))
+    with pytest.raises(ValueError, match="another version"):
+        Calibration.load(path)
+
+
+# -- the schedule ----------------------------------------------------------------------------------------------------
+
+
+def drawn(*fields: object, changes: tuple[float, ...] = (0, 4, 1, 1, 1, 2, 2, 0, 5)) -> str:
+    return "".join("#" if full else "." for full in schedule(changes, *fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((3,), "##...#..#"),  # 4 | 1 1 1 | 2: 5 > 3 | 2 0 | 5
+        ((2,), "##..#.#.#"),
+        ((0.5,), "#######.#"),
+        ((0,), "#########"),
+        ((math.inf,), "#........"),
+        ((4,), "#.#...#.#"),
+        ((3, True), "##..##.##"),
+        ((math.inf, False, 1), "#.#.#.#.#"),
+        ((3, False, 2), "##..#.#.#"),
+        ((0, True, 3), "#########"),
+    ],
+)
+def test_a_unit_is_computed_when_it_has_changed_too_much(fields, expected):
+    assert drawn(*fields) == expected
+
+
+def test_nothing_is_reused_beyond_the_threshold():
+    changes = tuple(torch.rand(40, generator=torch.Generator().manual_seed(0)).tolist())
+    full, drift = schedule(changes, 1.0), 0.0
+    for s in range(1, 40):
+        drift += changes[s]
+        assert full[s] == (drift > 1)
+        drift = 0.0 if full[s] else drift
+
+
+def test_strict_computes_no_later():
+    changes = tuple(torch.rand(40, generator=torch.Generator().manual_seed(1)).tolist())
+    loose, strict = ([s for s, f in enumerate(schedule(changes, 1.0, flag)) if f] for flag in (False, True))
+    assert len(strict) >= len(loose)
+    assert all(s <= t for s, t in zip(strict, loose, strict=False))
+
+
+def test_the_plan_is_the_schedule_of_every_unit():
+    measured, pipe = calibrated("pixart-alpha"), build("pixart-alpha")
+    table = whenwhere.plan(pipe, BlockCaching(measured, 0.4), steps=STEPS)
+    for path, changes in measured.changes.items():
+        assert table.row(path) == drawn(0.4, changes=changes)
+
+
+def test_an_infinite_threshold_computes_the_first_step_only():
+    pipe = build("dit")
+    with attach(pipe, BlockCaching(calibrated("dit"), math.inf), guidance=True) as attachment:
+        run("dit", pipe, steps=STEPS)
+    assert set(attachment.trace.rows[1:]) == {"#....."}
+
+
+def test_a_threshold_is_found_for_a_speedup():
+    measured, pipe = calibrated("dit", steps=12), build("dit")
+    method = BlockCaching.for_speedup(pipe, measured, 1.7, max_age=4)
+    assert method.max_age == 4
+    assert 1.7 <= whenwhere.plan(pipe, method, steps=12).cost.ratio < 1.9
+    for speedup in (1, 50):
+        with pytest.raises(ValueError, match=f"speedup must be above 1 and at most .*, got {speedup}"):
+            BlockCaching.for_speedup(pipe, measured, speedup)
+
+
+# -- what a step computes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "granularity"), [("pixart-alpha", "branch"), ("pixart-alpha", "block")])
+def test_a_naive_loop_agrees(case, granularity):
+    """Every unit's forward is replaced by one that stores or returns what it added, at steps chosen by hand."""
+    measured = calibrated(case, granularity, steps=8)
+    pipe, step, now = build(case), count(), {}
+    full = {path: {0} for path in measured.changes}
+    for path, changes in measured.changes.items():
+        drift = 0.0
+        for s in range(1, 8):
+            drift += changes[s]
+            if drift > 0.7:
+                full[path].add(s)
+                drift = 0.0
+    assert 0 < sum(map(len, full.values())) < 8 * len(full)
+
+    def replacement(path, original):
+        kept = {}
+
+        def forward(x, *args, **kwargs):
+            entered = x if granularity == "block" else 0
+            if now["s"] in full[path]:
+                kept["added"] = original(x, *args, **kwargs) - entered
+            return entered + kept["added"]
+
+        return forward
+
+    pipe.transformer.register_forward_pre_hook(lambda *_: now.update(s=next(step)))
+    for path in full:
+        module = pipe.transformer.get_submodule(path)
+        module.forward = replacement(path, module.forward)
+    expected = run(case, pipe, steps=8, prompts=2)
+    pipe = build(case)
+    with attach(pipe, BlockCaching(measured, 0.7)):
+        latents = run(case, pipe, steps=8, prompts=2)
+    assert (latents - expected).norm() / expected.norm() < 1e-6
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"threshold": -0.1}, ValueError, "threshold must be at least 0, got -0.1"),
+        ({"threshold": math.nan}, ValueError, "threshold must be at least 0, got nan"),
+        ({"threshold": "0.5"}, TypeError, "threshold must be a number"),
+        ({"max_age": 0}, ValueError, "max_age must be at least 1"),
+        ({"calibration": None}, TypeError, "calibration must be a Calibration or the path of one"),
+        ({"calibration": "missing.json"}, FileNotFoundError, "missing.json"),
+    ],
+)
+def test_fields_out_of_range_are_refused(fields, error, words):
+    with pytest.raises(error, match=words):
+        BlockCaching(**{"calibration": calibrated("dit"), **fields})
+
+
+def test_another_model_is_refused():
+    with pytest.raises(
+        ValueError, match="calibration is of DiTTransformer2DModel with 8 units, this SD3Transformer2DModel has 11"
+    ):
+        attach(build("sd3"), BlockCaching(calibrated("dit")))
+    with pytest.raises(ValueError, match=r"with 33 units, this UNet2DConditionModel has 12"):
+        attach(build("sd"), BlockCaching(calibrated("sd-deep")))
+    with pytest.raises(ValueError, match=r"with 12 units, this UNet2DConditionModel has 33"):
+        attach(build("sd-deep"), BlockCaching(calibrated("sd")))
+
+
+def test_another_setting_is_refused():
+    pipe, method = build("sd"), BlockCaching(calibrated("sd", "layer"))
+    with attach(pipe, method):
+        with pytest.raises(ValueError, match="calibrated with steps 6, but this generation has 7"):
+            run("sd", pipe, steps=7)
+        with pytest.raises(ValueError, match=r"calibrated with guidance 3.0, but this generation has 1.0"):
+            run("sd", pipe, steps=STEPS, guidance=False)
+        with pytest.raises(ValueError, match=r"calibrated with size \(4, 16, 16\), but .* \(4, 24, 24\)"):
+            run("sd", pipe, steps=STEPS, size=24)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    with attach(pipe, method), pytest.raises(ValueError, match="calibrated with scheduler 'DDIMScheduler', but"):
+        run("sd", pipe, steps=STEPS)
+    with pytest.raises(ValueError, match="calibrated with steps 6"):
+        whenwhere.plan(pipe, method, steps=9)
