@@ -110,6 +110,14 @@ def _latte(config: Config, make: Make, length: int) -> dict[str, Any]:
     }
 
 
+def _skip_latte(config: Config, make: Make, length: int) -> dict[str, Any]:
+    if config["caption_channels"]:
+        return _latte(config, make, length)
+    video = make(1, config["in_channels"], config["video_length"], *_square(config))
+    inputs = {"hidden_states": video, "timestep": make(1)}
+    return inputs | {"class_labels": make(1).long()} if config["num_classes"] else inputs
+
+
 def _sd3(config: Config, make: Make, length: int) -> dict[str, Any]:
     return {
         "hidden_states": make(1, config["in_channels"], *_square(config)),
@@ -140,6 +148,7 @@ _EXAMPLES: Mapping[str, Callable[[Config, Make, int], dict[str, Any]]] = {
     "DiTTransformer2DModel": _dit,
     "HunyuanDiT2DModel": _hunyuan,
     "LatteTransformer3DModel": _latte,
+    "SkipLatteTransformer3DModel": _skip_latte,
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
 }

@@ -3,6 +3,8 @@
 Classes are named by string, so nothing is imported. Paths were walked against real models in the tests.
 """
 
+from dataclasses import replace
+
 from .anatomy import Anatomy, Part, Role, Rung
 from .site import Kind, Side
 
@@ -178,7 +180,12 @@ FLUX = Anatomy(
     passes=(Role.CONDITIONAL, Role.UNCONDITIONAL),
 )
 
-FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SD3, FLUX)
+# Our networks with long skips (`whenwhere.models`): block i of the first half feeds block L-1-i of the second; in Latte a
+# spatial block and the temporal one after it are the unit.
+SKIP_DIT = replace(DIT, model="SkipDiTTransformer2DModel", mirrored=True)
+SKIP_LATTE = replace(LATTE, model="SkipLatteTransformer3DModel", rows=(*LATTE.rows, "class_labels"), mirrored=True)
+
+FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SD3, FLUX, SKIP_DIT, SKIP_LATTE)
 
 # Pipelines whose guidance batch is not their family's: InstructPix2Pix stacks text with image, image, nothing
 # (Brooks et al., 2022, https://arxiv.org/abs/2211.09800, section 3.2).
