@@ -299,13 +299,16 @@ def one_part_from(
 # Guidance that stops
 
 
-def guidance_stop(model: nn.Module, start: Opening, m: int, conditional: int = 1) -> Tensor:
+def guidance_stop(
+    model: nn.Module, start: Opening, m: int, run: Callable[[int, Inputs], Tensor] | None = None
+) -> Tensor:
     """Guidance for m evaluations, then the conditional half alone."""
+    run = run or (lambda _, inputs: model(**inputs)[0])
 
     def predict(s: int, x: Tensor, t: Tensor) -> Tensor:
         if s < m:
-            return combine(model(**fill(start.inputs, x, t))[0], x)
-        return noise_of(model(**fill(half(start.inputs, conditional, start.rows), x, t))[0], x)
+            return combine(run(s, fill(start.inputs, x, t)), x)
+        return noise_of(run(s, fill(half(start.inputs, 1, start.rows), x, t)), x)
 
     return sample(start, predict)
 
