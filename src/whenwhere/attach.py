@@ -6,20 +6,22 @@ straight on.
 `detach` takes everything off again.
 """
 
-import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from inspect import unwrap
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, Role, find, walk
+from .anatomy import Anatomy, Role, find
 from .clock import Clock, Scheduler
-from .cost import Unit, measure
+from .cost import price
 from .decision import Compute, Output, map_tensors
 from .families import FAMILIES
+from .finding import denoiser_of, modules_of
+from .front import Front
 from .generation import Generation
 from .layout import argument_reader, declared_roles
 from .method import Method, Setting
@@ -61,26 +63,13 @@ def attach(
         if not isinstance(method, Method):
             raise TypeError(f"{method!r} is not a method; methods are objects such as TGate(gate_step=10).")
     denoiser = denoiser_of(pipe)
-    scheduler = scheduler or getattr(pipe, "scheduler", None)
-    if scheduler is None:
+    scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    if scheduler is None or not all(hasattr(scheduler, name) for name in ("set_timesteps", "step", "timesteps")):
         raise TypeError(
-            f"{type(pipe).__name__} has no scheduler, so nobody tells which step it is: "
+            f"{type(pipe).__name__} comes with {scheduler!r} as its scheduler, so nobody tells which step it is: "
             "attach(denoiser, ..., scheduler=...)."
         )
     return Attachment(pipe, denoiser, scheduler, anatomy or find(denoiser, FAMILIES), methods, guidance)
-
-
-def denoiser_of(pipe: Any) -> nn.Module:
-    """The network that a pipeline calls at every step.
-
-    Raises:
-        TypeError: there is none.
-    """
-    candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
-    for candidate in candidates:
-        if isinstance(candidate, nn.Module):
-            return getattr(candidate, "_orig_mod", candidate)  # a compiled module wraps it
-    raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
 
 
 class Attachment:
@@ -95,33 +84,28 @@ class Attachment:
         methods: Sequence[Method],
         guidance: bool | None,
     ) -> None:
-        self.methods = tuple(methods)
+        fitted = [method.fit(denoiser, pipe) for method in methods]
+        self.methods = tuple(sorted(fitted, key=lambda method: method.innermost))
         self.anatomy = anatomy
         self._pipe, self._denoiser, self._scheduler, self._guidance = pipe, denoiser, scheduler, guidance
-        self._named = argument_reader(type(denoiser).forward)
-        modules = self._choose_sites()
-        self.sites = tuple(modules)
+        self._modules = modules_of(pipe, anatomy, self.methods)
+        self._refuse_the_attached()
+        self.sites = tuple(self._modules)
         self._examples: dict[Kind, dict[str, Any]] = {}
         self._generation: Generation | None = None  # the one that is running
         self._latest: Generation | None = None  # that one, or the one before
         self._warned = False
-        self._wrapped = [self._wrap(i, site, module) for i, (site, module) in enumerate(modules.items())]
-        self._clock = Clock(scheduler, self._abandon, self._stepped)
+        self._laid_out = False  # since the last call of the denoiser
+        self._clock = Clock(scheduler, self._begin_anew, self._stepped)
+        self._fronts = [self._put_front(i, site, module) for i, (site, module) in enumerate(self._modules.items())]
 
-    def _choose_sites(self) -> dict[Site, nn.Module]:
-        """The sites that some method asks about, and the model; refuse what does not fit."""
-        everything = walk(self._denoiser, self.anatomy)
-        control = getattr(self._pipe, "controlnet", None)
-        if isinstance(control, nn.Module):
-            everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
-        chosen = choose(everything, self.methods, type(self._denoiser).__name__)
-        for site in chosen:
-            if hasattr(vars(everything[site]).get("forward"), "attachment"):
+    def _refuse_the_attached(self) -> None:
+        for site, module in self._modules.items():
+            if isinstance(unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front):
                 raise ValueError(
                     f"{type(self._denoiser).__name__}: something is attached already (found at {site}). "
                     "Detach it first, or pass all methods to one attach(pipe, ...)."
                 )
-        return {site: everything[site] for site in chosen}
 
     # -- what was planned and done -----------------------------------------------------------------------------------
 
@@ -146,6 +130,14 @@ class Attachment:
         generation = self._generated("trace")
         return self._table("trace", generation, generation.trace)
 
+    def notes(self, method: int = 0) -> dict[str, Any]:
+        """What a method, by its number, wrote down in the generation that is running or ran last.
+
+        Raises:
+            RuntimeError: nothing ran yet.
+        """
+        return self._generated("notes").notes[method]
+
     def _generated(self, what: str) -> Generation:
         if self._latest is None:
             raise RuntimeError(
@@ -157,48 +149,37 @@ class Attachment:
     def _table(self, what: Literal["plan", "trace"], generation: Generation, columns: list[Column]) -> Plan:
         samples = generation.samples or (generation.branches.samples if generation.branches else 1)
         held = generation.memory.peak if what == "trace" else None
-        model = type(self._denoiser).__name__
-        return Plan.of(what, model, self.methods, self.sites, columns, self._units(), samples, held)
-
-    def _units(self) -> list[Unit]:
-        """What one row costs at every site, for inputs of the last generation's shapes."""
-        units = measure(self._denoiser, self.sites, self._examples[Kind.MODEL])
-        for i, site in enumerate(self.sites):
-            if site.kind is Kind.CONTROL and Kind.CONTROL in self._examples:
-                units[i] = measure(self._pipe.controlnet, [Site(Kind.MODEL, "", 0, 1)], self._examples[Kind.CONTROL])[0]
-        return units
+        model, units = type(self._denoiser).__name__, price(self._modules, self._examples)
+        return Plan.of(what, model, self.methods, self.sites, columns, units, samples, held)
 
     # -- a generation ------------------------------------------------------------------------------------------------
 
-    def _wrap(self, i: int, site: Site, module: nn.Module) -> tuple[nn.Module, Any, Callable[..., Output]]:
-        """Put our forward in front of a module's; returns what is needed to take it away again."""
-        previous = vars(module).get("forward")
-        original = module.forward
-        reader = argument_reader(type(module).forward)
+    def _put_front(self, i: int, site: Site, module: nn.Module) -> Front:
+        """Put our forward in front of a module's."""
+        named = argument_reader(type(module).forward)
 
-        @functools.wraps(original)
-        def whole(*args: Any, **kwargs: Any) -> Output:
-            return self._evaluate(i, site, original, reader(args, kwargs))
+        def whole(original: Callable[..., Output]) -> Callable[..., Output]:
+            return lambda *args, **kwargs: self._evaluate(i, site, original, named(args, kwargs))
 
-        @functools.wraps(original)
-        def inner(*args: Any, **kwargs: Any) -> Output:
-            generation = self._generation
-            if generation is None:
-                return original(*args, **kwargs)
-            generation.traced.reached[i] = True
-            opinions = generation.column.opinions[i]
-            if not opinions:
-                return original(*args, **kwargs)
-            return generation.carry_out(i, opinions, original, args, kwargs)
+        def inner(original: Callable[..., Output]) -> Callable[..., Output]:
+            def forward(*args: Any, **kwargs: Any) -> Output:
+                generation = self._generation
+                if generation is None or generation.unattended:
+                    return original(*args, **kwargs)
+                generation.traced.reached[i] = True
+                opinions = generation.column.opinions[i]
+                if not opinions:
+                    return original(*args, **kwargs)
+                return generation.carry_out(i, opinions, original, args, kwargs)
 
-        forward = whole if site.kind in (Kind.MODEL, Kind.CONTROL) else inner
-        vars(forward)["attachment"] = self
-        vars(module)["forward"] = forward
-        return module, previous, forward
+            return forward
+
+        return Front(module, "forward", whole if site.kind in (Kind.MODEL, Kind.CONTROL) else inner)
 
     def _evaluate(self, i: int, site: Site, original: Callable[..., Output], named: dict[str, Any]) -> Output:
         """One call of the denoiser, or of a network beside it."""
         try:
+            self._laid_out = False
             generation = self._generation or self._begin(named)
             if site.kind not in self._examples or not generation.trace:
                 self._examples[site.kind] = map_tensors(named, _on_meta)
@@ -230,7 +211,10 @@ class Attachment:
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
         for method in self.methods:
             method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size))
-        self._generation = self._latest = Generation(self.sites, self.methods, self.anatomy, timesteps, declared)
+        modules = list(self._modules.values())
+        self._generation = self._latest = Generation(
+            self.sites, self.methods, self.anatomy, timesteps, declared, modules
+        )
         return self._generation
 
     def _executed(self) -> list[float | None]:
@@ -246,11 +230,25 @@ class Attachment:
         """The scheduler is about to move; after the last step the generation is over."""
         generation = self._generation
         if generation is None:
-            return
+            return self._expect_the_denoiser()
         generation.stepped(samples)
         if self._clock.index + 1 >= generation.count:
             self._abandon()
             self._warn_of_the_idle(generation)
+        return None
+
+    def _begin_anew(self) -> None:
+        """The scheduler laid out its steps: a generation will begin with the first call of the denoiser."""
+        self._abandon()
+        self._laid_out = True
+
+    def _expect_the_denoiser(self) -> None:
+        """The scheduler moves though the denoiser was not called: fine if another one was, but not if ours is lost."""
+        if self._laid_out and not self._fronts[0].reached:
+            raise RuntimeError(
+                f"the forward of {type(self._denoiser).__name__} was put back after attaching, so no method is carried "
+                "out. Offloading does this after every run: attach before you turn it on."
+            )
 
     def _abandon(self) -> None:
         """Drop the memory of the generation that is running, if there is one."""
@@ -278,18 +276,9 @@ class Attachment:
         """Give modules and scheduler back as they were found; calling it again does nothing."""
         self._abandon()
         self._clock.stop()
-        for module, previous, forward in self._wrapped:
-            if vars(module).get("forward") is not forward:
-                warnings.warn(
-                    f"the forward of a {type(module).__name__} was replaced after attaching; it was left as it is, and "
-                    "calls through. Detach in the reverse order of attaching.",
-                    stacklevel=2,
-                )
-            elif previous is None:
-                del vars(module)["forward"]
-            else:
-                vars(module)["forward"] = previous
-        self._wrapped = []
+        for front in reversed(self._fronts):
+            front.remove()
+        self._fronts = []
 
     def __enter__(self) -> Self:
         return self
@@ -298,20 +287,6 @@ class Attachment:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.detach()
-
-
-def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list[Site]:
-    """The sites that some method asks about, and the model.
-
-    Raises:
-        ValueError: a method refuses the model, or finds no site it asks about.
-    """
-    everything = tuple(sites)
-    for method in methods:
-        method.check(everything, model)
-        if not any(method.asks(site) for site in everything):
-            raise ValueError(f"{method} asks about {', '.join(sorted(method.kinds))}; {model} has none of these.")
-    return [site for site in everything if site.kind is Kind.MODEL or any(method.asks(site) for method in methods)]
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

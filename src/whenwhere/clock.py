@@ -6,12 +6,13 @@ unlike reading the timestep tensor. A denoiser called twice before one `schedule
 its second pass.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from .front import Front
 
 
 class Scheduler(Protocol):
@@ -78,15 +79,13 @@ class Clock:
         self.index = 0
         self._begin = begin
         self._stepped = stepped
-        self._replaced = {name: vars(scheduler).get(name) for name in ("set_timesteps", "step")}
-        self._ours = {"set_timesteps": self._listen_to_layout(), "step": self._listen_to_step()}
-        vars(scheduler).update(self._ours)
+        # Pipelines inspect the signatures of both; a front keeps them visible.
+        self._fronts = [
+            Front(scheduler, "set_timesteps", self._listen_to_layout),
+            Front(scheduler, "step", self._listen_to_step),
+        ]
 
-    def _listen_to_layout(self) -> Callable[..., Any]:
-        # Pipelines inspect the signature of `set_timesteps`; functools.wraps keeps it visible.
-        original = self.scheduler.set_timesteps
-
-        @functools.wraps(original)
+    def _listen_to_layout(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_timesteps(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             self.index = 0
@@ -95,10 +94,7 @@ class Clock:
 
         return set_timesteps
 
-    def _listen_to_step(self) -> Callable[..., Any]:
-        original = self.scheduler.step
-
-        @functools.wraps(original)
+    def _listen_to_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
             sample = kwargs["sample"] if "sample" in kwargs else args[2]
             self._stepped(sample.shape[0])
@@ -110,11 +106,5 @@ class Clock:
 
     def stop(self) -> None:
         """Give the scheduler back as it was found."""
-        attributes = vars(self.scheduler)
-        for name, ours in self._ours.items():
-            if attributes.get(name) is not ours:
-                continue  # replaced over ours since: not ours to remove
-            if self._replaced[name] is None:
-                del attributes[name]
-            else:
-                attributes[name] = self._replaced[name]
+        while self._fronts:
+            self._fronts.pop().remove()

@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .decision import Output, map_tensors
 from .site import Kind, Site
+from .sizes import note_sizes
 from .table import Column, SlotKey, slot_key
 from .unit import Attended as Attended
 from .unit import Macs as Macs
 from .unit import Unit as Unit
 
-# Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
+# Attention is decomposed into batched matrix products on the meta device.
 _PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
@@ -81,25 +82,24 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
         for site in sites
         if site.kind is not Kind.CONTROL
     ]
-    handles += [
-        module.register_forward_hook(_note_attention(attended, path, rows), with_kwargs=True)
-        for path, module in twin.named_modules()
-        if hasattr(module, "to_q")
-    ]
+    handles += note_sizes(twin, rows, attended)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             twin(**example)
     finally:
         for handle in handles:
             handle.remove()
-    counts, root = counter.get_flop_counts(), type(twin).__name__
-    macs = {str(name).removeprefix(f"{root}."): _macs(ops, rows) for name, ops in counts.items()}
+    of_text = next((sizes for sizes in attended.values() if sizes.text), None)
+    root = type(twin).__name__
+    macs = {
+        ("." + name).removeprefix(f".{root}").removeprefix("."): macs for name, macs in _macs(counter, rows).items()
+    }
     return [
         Unit(
-            _macs(counts.get(f"{root}.{site.path}" if site.path else root, {}), rows),
+            macs.get(site.path, Macs()),
             tuple(size // rows for size in outputs.get(site.path, ())),
             _parts(macs, site.path),
-            attended.get(site.path) or attended.get(f"{site.path}.attn"),
+            attended.get(site.path, None if site.path else of_text),
             next(twin.parameters()).element_size(),
         )
         for site in sites
@@ -134,7 +134,7 @@ def count(run: Any, model: nn.Module | None = None) -> tuple[Output, Macs]:
     """
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = run()
-    return output, _macs(counter.get_flop_counts().get("Global" if model is None else type(model).__name__, {}), 1)
+    return output, _macs(counter, 1).get("Global" if model is None else type(model).__name__, Macs())
 
 
 def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column], samples: int) -> Cost:
@@ -173,10 +173,22 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
     return Cost(spent, baseline, peak)
 
 
-def _macs(counts: Mapping[Any, int], rows: int) -> Macs:
-    everything = sum(counts.values())
-    products = sum(flops for op, flops in counts.items() if any(name in str(op) for name in _PRODUCTS))
-    return Macs(everything // 2 // rows, (everything - products) // 2 // rows)
+def _macs(counter: FlopCounterMode, rows: int) -> dict[str, Macs]:
+    """The multiply-adds of one row by the path of the module, the network's name first; of everything by "Global"."""
+    counts = {str(path): ops for path, ops in counter.get_flop_counts().items()}
+    everything = {path: sum(ops.values()) for path, ops in counts.items()}
+    products = {path: sum(n for op, n in ops.items() if _is_product(op)) for path, ops in counts.items()}
+    around = {path.rpartition(".")[0] for path in counts}
+    # What has nothing inside is a linear layer: its product comes in a batch where its input is not contiguous.
+    for leaf in set(counts) - around - {"Global"}:
+        names, linear = leaf.split("."), products[leaf]
+        for path in ["Global", *(".".join(names[: end + 1]) for end in range(len(names)))]:
+            products[path] = products.get(path, 0) - linear
+    return {path: Macs(n // 2 // rows, (n - products[path]) // 2 // rows) for path, n in everything.items()}
+
+
+def _is_product(op: Any) -> bool:
+    return any(name in str(op) for name in _PRODUCTS)
 
 
 def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
@@ -191,19 +203,6 @@ def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
 
         map_tensors(output, note)
         outputs[path] = tuple(sizes)
-
-    return hook
-
-
-def _note_attention(attended: dict[str, Attended], path: str, rows: int) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Any, _output: Output) -> None:
-        tokens, text = (*args, *(kwargs[n] for n in ("hidden_states", "encoder_hidden_states") if n in kwargs), None)[
-            :2
-        ]
-        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images come beside the text
-        queries = tokens.shape[1] if tokens.ndim == 3 else tokens[0, 0].numel()
-        width: Any = getattr(module.to_q, "out_features", 0)
-        attended[path] = Attended(queries, 0 if text is None else text.shape[1], width, len(tokens) // rows)
 
     return hook
 

@@ -6,14 +6,15 @@ from typing import Any
 from torch import nn
 
 from . import architectures
-from .anatomy import Anatomy, find, walk
-from .attach import choose, denoiser_of
+from .anatomy import Anatomy, find
 from .clock import Scheduler, Step, lay_out
-from .cost import measure
-from .examples import example_of
+from .cost import price
+from .examples import example_of, example_of_control
 from .families import FAMILIES
+from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
+from .site import Kind
 from .table import lay
 
 
@@ -43,22 +44,27 @@ def plan(
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    denoiser, inputs = _denoiser_and_inputs(model)
+    denoiser, examples = _denoiser_and_examples(model)
     anatomy = anatomy or find(denoiser, FAMILIES)
-    sites = choose(walk(denoiser, anatomy), methods, type(denoiser).__name__)
+    methods = tuple(sorted((method.fit(denoiser) for method in methods), key=lambda method: method.innermost))
+    modules = modules_of(denoiser if isinstance(model, str) else model, anatomy, methods)
     branches = len(anatomy.roles) if guidance and _guided(model, denoiser, anatomy) else 1
     passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
     for method in methods:
         method.review(Setting(steps, None if scheduler is None else type(scheduler).__name__))
-    columns = lay(sites, methods, _steps(steps, branches, passes, scheduler))
-    return Plan.of("plan", type(denoiser).__name__, methods, sites, columns, measure(denoiser, sites, inputs), images)
+    columns = lay(tuple(modules), methods, _steps(steps, branches, passes, scheduler))
+    units = price(modules, examples)
+    return Plan.of("plan", type(denoiser).__name__, methods, tuple(modules), columns, units, images)
 
 
-def _denoiser_and_inputs(model: Any) -> tuple[nn.Module, dict[str, Any]]:
+def _denoiser_and_examples(model: Any) -> tuple[nn.Module, dict[Kind, dict[str, Any]]]:
     if isinstance(model, str):
-        return architectures.build(model), architectures.example(model, rows=1)
-    denoiser = denoiser_of(model)
-    return denoiser, example_of(denoiser, getattr(model, "tokenizer", None))
+        return architectures.build(model), {Kind.MODEL: architectures.example(model, rows=1)}
+    denoiser, control = denoiser_of(model), getattr(model, "controlnet", None)
+    examples = {Kind.MODEL: example_of(denoiser, getattr(model, "tokenizer", None))}
+    if isinstance(control, nn.Module):
+        examples[Kind.CONTROL] = example_of_control(control, examples[Kind.MODEL])
+    return denoiser, examples
 
 
 def _guided(model: Any, denoiser: nn.Module, anatomy: Anatomy) -> bool:

@@ -1,1 +1,1 @@
-
+"""Training: plain loops and the data they read."""

@@ -1,0 +1,51 @@
+"""Finding what methods are attached to: the denoiser of a pipeline, its sites, and those that some method asks about."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from .anatomy import Anatomy, walk
+from .method import Method
+from .site import Kind, Site
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The network that a pipeline calls at every step.
+
+    Raises:
+        TypeError: there is none.
+    """
+    candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
+    for candidate in candidates:
+        if isinstance(candidate, nn.Module):
+            return getattr(candidate, "_orig_mod", candidate)  # a compiled module wraps it
+    raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
+
+
+def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[Site, nn.Module]:
+    """The modules that some method asks about, and the model, by site, in the order of execution.
+
+    Raises:
+        ValueError: a method refuses the model, or finds no site it asks about.
+    """
+    denoiser = denoiser_of(pipe)
+    everything = walk(denoiser, anatomy)
+    control = getattr(pipe, "controlnet", None)
+    if isinstance(control, nn.Module):
+        everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
+    return {site: everything[site] for site in choose(everything, methods, type(denoiser).__name__)}
+
+
+def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list[Site]:
+    """The sites that some method asks about, and the model.
+
+    Raises:
+        ValueError: a method refuses the model, or finds no site it asks about.
+    """
+    everything = tuple(sites)
+    for method in methods:
+        method.check(everything, model)
+        if not any(method.asks(site) for site in everything):
+            raise ValueError(f"{method} asks about {', '.join(sorted(method.kinds))}; {model} has none of these.")
+    return [site for site in everything if site.kind is Kind.MODEL or any(method.asks(site) for method in methods)]
