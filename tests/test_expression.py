@@ -40,8 +40,9 @@ def test_what_is_written_reads_back(items):
     assert parse(write_full(items)) == items
 
 
-def test_only_what_differs_from_the_defaults_is_written():
-    assert write((TGate(gate_step=7), DeepCache())) == "TGate(gate_step=7)+DeepCache()"
+def test_what_differs_from_the_defaults_is_written_and_the_first_field_where_nothing_does():
+    assert write((TGate(gate_step=7, warm_up=0), DeepCache())) == "TGate(gate_step=7, warm_up=0)+DeepCache(interval=3)"
+    assert write((DeepCache(branch=2),)) == "DeepCache(branch=2)"
     assert "sp_interval=5" in write_full((TGate(gate_step=7),))
 
 

@@ -57,7 +57,7 @@ def parse(text: str) -> tuple[Item, ...]:
 
 
 def write(items: Iterable[Item]) -> str:
-    """The shortest text that `parse` reads back: only what differs from the defaults."""
+    """A short text that `parse` reads back: what differs from the defaults, or the first field where nothing does."""
     return "+".join(_short(item) for item in items)
 
 
@@ -130,6 +130,7 @@ def _literal(node: ast.expr) -> object:
 
 
 def _short(item: Item) -> str:
-    given = [(field, getattr(item, field.name)) for field in fields(item)]  # type: ignore[arg-type]  # every method is a dataclass
-    changed = (f"{field.name}={value!r}" for field, value in given if value != field.default)
-    return f"{type(item).__name__}({', '.join(changed)})"
+    values = {field.name: getattr(item, field.name) for field in fields(item)}  # type: ignore[arg-type]
+    changed = {f.name: values[f.name] for f in fields(item) if values[f.name] != f.default}  # type: ignore[arg-type]
+    shown = changed or dict(list(values.items())[:1])
+    return f"{type(item).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
