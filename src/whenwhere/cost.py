@@ -23,7 +23,7 @@ from .unit import Attended as Attended
 from .unit import Macs as Macs
 from .unit import Unit as Unit
 
-# Attention is decomposed into batched matrix products on the meta device.
+# Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
 _PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
@@ -92,7 +92,8 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     of_text = next((sizes for sizes in attended.values() if sizes.text), None)
     root = type(twin).__name__
     macs = {
-        ("." + name).removeprefix(f".{root}").removeprefix("."): macs for name, macs in _macs(counter, rows).items()
+        str(path).removeprefix(root).removeprefix("."): _macs(ops, rows)
+        for path, ops in counter.get_flop_counts().items()
     }
     return [
         Unit(
@@ -134,7 +135,7 @@ def count(run: Any, model: nn.Module | None = None) -> tuple[Output, Macs]:
     """
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = run()
-    return output, _macs(counter, 1).get("Global" if model is None else type(model).__name__, Macs())
+    return output, _macs(counter.get_flop_counts().get("Global" if model is None else type(model).__name__, {}), 1)
 
 
 def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column], samples: int) -> Cost:
@@ -173,22 +174,10 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
     return Cost(spent, baseline, peak)
 
 
-def _macs(counter: FlopCounterMode, rows: int) -> dict[str, Macs]:
-    """The multiply-adds of one row by the path of the module, the network's name first; of everything by "Global"."""
-    counts = {str(path): ops for path, ops in counter.get_flop_counts().items()}
-    everything = {path: sum(ops.values()) for path, ops in counts.items()}
-    products = {path: sum(n for op, n in ops.items() if _is_product(op)) for path, ops in counts.items()}
-    around = {path.rpartition(".")[0] for path in counts}
-    # What has nothing inside is a linear layer: its product comes in a batch where its input is not contiguous.
-    for leaf in set(counts) - around - {"Global"}:
-        names, linear = leaf.split("."), products[leaf]
-        for path in ["Global", *(".".join(names[: end + 1]) for end in range(len(names)))]:
-            products[path] = products.get(path, 0) - linear
-    return {path: Macs(n // 2 // rows, (n - products[path]) // 2 // rows) for path, n in everything.items()}
-
-
-def _is_product(op: Any) -> bool:
-    return any(name in str(op) for name in _PRODUCTS)
+def _macs(counts: Mapping[Any, int], rows: int) -> Macs:
+    everything = sum(counts.values())
+    products = sum(flops for op, flops in counts.items() if any(name in str(op) for name in _PRODUCTS))
+    return Macs(everything // 2 // rows, (everything - products) // 2 // rows)
 
 
 def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:

@@ -1,0 +1,47 @@
+"""The sizes of every attention of a network, noted while it runs once on the meta device."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .unit import Attended
+
+
+def note_sizes(model: nn.Module, rows: int, sizes: dict[str, Attended]) -> list[Any]:
+    """Let every attention, and every block around one, write its sizes down; gives the handles of the hooks.
+
+    Args:
+        model: the network.
+        rows: of the batch that it will run on.
+        sizes: where they are written, by path.
+    """
+    handles = []
+    for path, module in model.named_modules():
+        if hasattr(module, "to_q"):
+            handles.append(module.register_forward_hook(_of_attention(sizes, path, rows), with_kwargs=True))
+        elif hasattr(getattr(module, "attn", None), "to_q"):
+            handles.append(module.register_forward_hook(_of_block(sizes, path), with_kwargs=True))
+    return handles
+
+
+def _of_attention(sizes: dict[str, Attended], path: str, rows: int) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
+        given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
+        tokens, text = given["hidden_states"], given.get("encoder_hidden_states")
+        text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images come beside the text
+        queries = tokens.shape[1] if tokens.ndim == 3 else tokens[0, 0].numel()
+        width: Any = getattr(module.to_q, "out_features", 0)
+        sizes[path] = Attended(queries, 0 if text is None else text.shape[1], width, len(tokens) // rows)
+
+    return hook
+
+
+def _of_block(sizes: dict[str, Attended], path: str) -> Any:
+    """A block whose attention sees text and image in a row knows how much of it is text."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
+        sizes[path] = replace(sizes[f"{path}.attn"], text=text.shape[1])
+
+    return hook
