@@ -2,6 +2,7 @@
 
 from .attach import Attachment, attach
 from .calibration import Calibration, calibrate
+from .guidance import NAG, NASA, VSF
 from .method import Method
 from .methods import FORA, BlockCaching, DeepCache, DeltaDiT, FewerSteps, GuidanceStop, SkipCache, TGate
 from .plan import Plan
@@ -9,6 +10,9 @@ from .planning import plan
 
 __all__ = [
     "FORA",
+    "NAG",
+    "NASA",
+    "VSF",
     "Attachment",
     "BlockCaching",
     "Calibration",

@@ -124,11 +124,18 @@ class Generation:
         self.traced.opinions[i] += (Opinion(first.method, decision),)
         forward = partial(self._inner, i, rest, original) if rest else original
         site = self._sites[i]
-        branches = self.branches if site.kind is Kind.MODEL else self.inner
+        branches = self._reaching(opinions) if site.kind is Kind.MODEL else self.inner
         call = Call(site, self.column.step, forward, args, kwargs, branches, self._modules[i])
         call.alone, call.method = partial(self._alone, original), self._methods[first.method]
         call.notes = self.notes[first.method]
         return decision.apply(call, slot)
+
+    def _reaching(self, opinions: tuple[Opinion, ...]) -> Branches | None:
+        """The layout that reaches the first of these decisions about the model, through those outside it."""
+        branches, every = self.branches, self.column.opinions[0]
+        for outer in every[: len(every) - len(opinions)]:
+            branches = branches and outer.decision.inner_layout(branches)
+        return branches
 
     def _alone(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
         self.unattended = True

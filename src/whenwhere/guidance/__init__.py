@@ -1,0 +1,7 @@
+"""Guidance inside attention: the operators are pure functions, the stock processors are run for both texts."""
+
+from .edits import Report
+from .nag import NAG, NASA, VSF
+from .text import Text
+
+__all__ = ["NAG", "NASA", "VSF", "Report", "Text"]

@@ -1,0 +1,210 @@
+"""What all methods that steer attention away from a negative text have in common: the text, when, and where."""
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+from ..clock import Step
+from ..decision import Decision
+from ..method import Method
+from ..ranges import one_of
+from ..site import Kind, Site
+from .edits import Edit
+from .guide import Guide, Provide
+from .joint import Accompany, Beside, GuideJoint
+from .network import Network, Published, network_of
+from .text import Size, Text, encode
+
+# Processors that were tried. Others may project where no tap is.
+PROCESSORS = frozenset(
+    {
+        "AttnProcessor",
+        "AttnProcessor2_0",
+        "FluxAttnProcessor",
+        "FusedAttnProcessor2_0",
+        "FusedHunyuanAttnProcessor2_0",
+        "FusedJointAttnProcessor2_0",
+        "HunyuanAttnProcessor2_0",
+        "IPAdapterAttnProcessor",
+        "IPAdapterAttnProcessor2_0",
+        "JointAttnProcessor2_0",
+        "SlicedAttnProcessor",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering(Method):
+    """The negative text, the window and the layers of a method.
+
+    A step is guided where `start` <= step < `end`. Both are steps as whole numbers, or fractions as floats in [0, 1]:
+    of the executed steps, floor(start n) <= i < ceil(end n), or of the timesteps.
+
+    Attributes:
+        negative_prompt: one for all samples, or one for each; "" is the empty prompt, `None` that of the pipeline's own
+            guidance where it is on. Encoded by the pipeline when the method is attached.
+        negative_prompt_embeds: the same already encoded: (1 or B, T, D), or a `Text` with its mask and pooled vector.
+        start, end: the window.
+        window: what fractions count. "steps"; "timestep", the rule of the authors' code, which counts the range of
+            timesteps and so covers more steps where a schedule is shifted.
+        layers: of which attentions, by number in the order of execution or by a regular expression that is found in the
+            path; empty for all.
+
+    Raises:
+        ValueError: a field out of range.
+    """
+
+    negative_prompt: str | Sequence[str] | None = None
+    negative_prompt_embeds: Tensor | Text | None = field(default=None, repr=False, compare=False)
+    start: int | float = 0.0
+    end: int | float = 1.0
+    window: Literal["steps", "timestep"] = "steps"
+    layers: tuple[int | str, ...] = ()
+    network: Network | None = field(default=None, repr=False, compare=False)  # the model's, once fitted
+    size: Size = field(default=Size(rows=0), repr=False, compare=False)  # of the text, once fitted
+
+    kinds: ClassVar = frozenset({Kind.MODEL, Kind.BLOCK, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION})
+    innermost: ClassVar = True
+    idle_reason: ClassVar = "its scale or its window is off, or every guided attention was reused."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
+            object.__setattr__(self, "negative_prompt", tuple(self.negative_prompt))
+        for name in ("start", "end"):
+            finite(name, getattr(self, name), 0)
+            if isinstance(getattr(self, name), float) and getattr(self, name) > 1:
+                raise ValueError(f"{name} as a fraction must lie in [0, 1], got {getattr(self, name)}")
+        one_of("window", self.window, ("steps", "timestep"))
+        if type(self.start) is type(self.end) and self.start >= self.end and (self.start, self.end) != (0, 0):
+            raise ValueError(f"start must be before end (or both 0 for off), got {self.start} and {self.end}")
+
+    @property
+    @abstractmethod
+    def off(self) -> bool:
+        """Whether it changes nothing."""
+
+    @abstractmethod
+    def steer(self, site: Site, step: Step) -> Decision | None:
+        """What to do at a site in the window."""
+
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """Only where the window is one of timesteps."""
+        return self.window == "timestep"
+
+    @property
+    def text(self) -> Text | None:
+        """The negative text that was given, encoded."""
+        given = self.negative_prompt_embeds
+        return Text(given) if isinstance(given, Tensor) else given
+
+    def filled(self, published: Published) -> Self:  # noqa: ARG002
+        """With what is published for the family in place of what was not given."""
+        return self
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:
+        """Encode the prompt, fill in what is published for the family, look at the attention processors."""
+        network = network_of(denoiser)
+        config: Any = denoiser.config
+        fitted = replace(self.filled(network.published(config)), network=network)
+        _check_processors(self, denoiser)
+        text, prompts = self.text, self.negative_prompt
+        if text is None and prompts is not None and pipe is not None:
+            given = [prompts] if isinstance(prompts, str) else list(prompts)
+            text = encode(pipe, given, dict(network.outputs), network.encoders)
+        width = network.width(denoiser)
+        if text is not None and width not in (None, text.embeds.shape[-1]):
+            raise ValueError(
+                f"{self}: the negative embeddings have {text.embeds.shape[-1]} features, "
+                f"{type(denoiser).__name__} takes {width}."
+            )
+        return replace(fitted, negative_prompt_embeds=text, size=_size(text, prompts, network, denoiser))
+
+    def check(self, sites: Sequence[Site], model: str) -> None:
+        """It needs attention to a text, and the chosen layers."""
+        if not any(site.kind in (Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION) for site in sites):
+            raise ValueError(f"{self} needs attention to a text; {model} has none.")
+        if not any(self.chooses(site) for site in sites):
+            raise ValueError(f"{self}: no attention of {model} is among these layers.")
+
+    def chooses(self, site: Site) -> bool:
+        """Whether an attention is among the layers."""
+        if site.kind not in (Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION):
+            return False
+        return not self.layers or any(
+            site.index == layer if isinstance(layer, int) else re.search(layer, site.path) for layer in self.layers
+        )
+
+    def asks(self, site: Site) -> bool:
+        """The model, for the text; the blocks it runs through beside the image; the chosen attentions."""
+        joint = self.network is not None and self.network.joint
+        return site.kind is Kind.MODEL or (joint and site.kind is Kind.BLOCK) or self.chooses(site)
+
+    def decide(self, site: Site, step: Step) -> Decision | None:
+        """Guide in the window."""
+        if self.off or step.pass_ or not self.active(step):
+            return None
+        return self.steer(site, step)
+
+    def active(self, step: Step) -> bool:
+        """Whether a step lies in the window."""
+        if self.window == "timestep":
+            return self._active_at(step.timestep)
+        n = step.count
+        start = math.floor(self.start * n) if isinstance(self.start, float) else self.start
+        end = math.ceil(self.end * n) if isinstance(self.end, float) else self.end
+        return start <= step.index < end
+
+    def _active_at(self, timestep: float | None) -> bool:
+        """The authors' rule: guided until t falls below (1 - end) of the range, which is cut to whole timesteps."""
+        if timestep is None:
+            raise ValueError(f"{self} goes by timesteps: plan(..., scheduler=...) with its timesteps set.")
+        if self.network is not None and self.network.flow:
+            return (1 - self.end) * 1000 <= timestep <= (1 - self.start) * 1000
+        return math.floor((1 - self.end) * 999) <= timestep <= math.ceil((1 - self.start) * 999)
+
+
+def guidance(method: Steering, site: Site, edit: Edit) -> Decision | None:
+    """Guidance by an operator on two outputs, at any site."""
+    if method.network is None or not method.network.joint:
+        return Provide(method.size) if site.kind is Kind.MODEL else Guide(edit, method.size)
+    if site.kind is Kind.MODEL:
+        return Accompany(method.size, pooled=method.text is not None and method.text.pooled is not None)
+    return Beside(method.size) if site.kind is Kind.BLOCK else GuideJoint(edit)
+
+
+def finite(name: str, value: float | None, minimum: float) -> None:
+    """A number of at least `minimum`, or nothing.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is not None and not (math.isfinite(value) and value >= minimum):
+        raise ValueError(f"{name} must be a finite number of at least {minimum}, got {value}")
+
+
+def _check_processors(method: Steering, denoiser: nn.Module) -> None:
+    for path, module in denoiser.named_modules():
+        processor = getattr(module, "processor", None)
+        name = type(processor).__name__
+        own = not getattr(module, "is_cross_attention", True) and getattr(module, "added_kv_proj_dim", None) is None
+        if processor is not None and hasattr(module, "to_q") and not own and name not in PROCESSORS:
+            raise ValueError(
+                f"{method}: {path} has the processor {name}, which is not known to project where it should."
+            )
+
+
+def _size(text: Text | None, prompts: str | Sequence[str] | None, network: Network, denoiser: nn.Module) -> Size:
+    """How much negative text there is, or will be."""
+    rows = text.rows if text is not None else 0 if prompts is None else 1 if isinstance(prompts, str) else len(prompts)
+    tokens = 0
+    if text is not None:
+        tokens = text.embeds.shape[1] + (0 if text.embeds_2 is None else text.embeds_2.shape[1])
+    masked = ("mask" in network.outputs if text is None else text.mask is not None) and network.encoders == 1
+    return Size(rows, tokens, network.projected_width(denoiser) + masked, network.projecting(denoiser))
