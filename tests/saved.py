@@ -1,5 +1,7 @@
 """A whole tiny Stable Diffusion, tokenizer and all, as `save_pretrained` writes it: 16 x 16 pixels, milliseconds."""
 
+import atexit
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -10,16 +12,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LENGTH = 8  # tokens of every prompt
 
-_folders: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
-
 
 @cache
 def tiny_pipeline() -> Path:
     """The folder of the pipeline; nobody may write to it."""
-    folder = tempfile.TemporaryDirectory(prefix="tiny-pipeline-")
-    _folders.append(folder)
-    make().save_pretrained(folder.name)
-    return Path(folder.name)
+    folder = Path(tempfile.mkdtemp(prefix="tiny-pipeline-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make().save_pretrained(folder)
+    return folder
 
 
 def make() -> StableDiffusionPipeline:

@@ -219,6 +219,15 @@ def test_a_comparison_runs_methods_and_their_baselines(task):
     assert len(told) <= most_runs(task, asked)
 
 
+def test_what_does_not_fit_is_refused_before_anything_runs(task):
+    told = []
+    with pytest.raises(ValueError, match="only 6 steps are executed"):
+        compare(task, [Variant((TGate(gate_step=3),)), Variant((TGate(gate_step=7),))], told.append)
+    with pytest.raises(ValueError, match="branches 0 to"):
+        compare(task, [Variant((DeepCache(branch=99),))], told.append)
+    assert told == []
+
+
 def test_a_summary_is_made_of_medians(measured):
     rows = [replace(m.row, seconds=float(i + 1), denoising=0.5) for i, m in enumerate(measured)]
     plain, cached, _ = summarise(rows)

@@ -1,10 +1,12 @@
 """A comparison: plain, methods, and for each method the two baselines at equal cost, on the same prompts and seeds."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..planning import plan
 from .baselines import baselines
 from .environment import Environment
 from .price import Price, price
@@ -55,8 +57,10 @@ def compare(task: Task, asked: Sequence[Variant], watch: Watch = lambda _: None)
         watch: is told before every run.
 
     Raises:
-        ValueError: a method does not fit the model, the steps or the guidance; nothing was measured then.
+        ValueError: a method does not fit the model or the steps; nothing has run then.
     """
+    for variant in asked:
+        refuse_what_does_not_fit(task, variant)
     prices: dict[Variant, Price] = {}
     for variant in (PLAIN, *asked):
         watch(f"counting {variant.label}")
@@ -72,6 +76,19 @@ def compare(task: Task, asked: Sequence[Variant], watch: Watch = lambda _: None)
         job = measured.row.job
         comparison.pictures.setdefault((measured.variant, job.prompt, job.seed), measured.picture)
     return comparison
+
+
+def refuse_what_does_not_fit(task: Task, variant: Variant) -> None:
+    """Plan a variant, to find out now what would go wrong later.
+
+    Raises:
+        ValueError: a method does not fit the model, or the number of steps.
+    """
+    pipe = task.model.pipeline
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(variant.steps(task.steps))
+    steps = len(scheduler.timesteps)
+    plan(pipe, *variant.methods, steps=steps, guidance=task.guidance > 1, scheduler=scheduler)
 
 
 def most_runs(task: Task, asked: Sequence[Variant]) -> int:

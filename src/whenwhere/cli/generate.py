@@ -10,7 +10,7 @@ import typer
 from . import options
 from .examples import examples
 from .failing import clearly
-from .output import check_file, print_json, progress, replacing, seconds, slug
+from .output import check_file, check_folder, print_json, progress, replacing, seconds, slug
 from .quiet import quieten
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def command(
 
 
 def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bool) -> list[Path]:
-    """Where the pictures go; a folder that is missing is made.
+    """Where the pictures go.
 
     Raises:
         ValueError: a file cannot be written, or one file is named for several pictures.
@@ -99,16 +99,16 @@ def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bo
     named = out.suffix.lower() == ".png"
     if named and not grid and len(prompts) * len(seeds) > 1:
         raise ValueError(f"{out} is one file for {len(prompts) * len(seeds)} pictures; name a folder, or add --grid.")
-    if not named:
-        if out.suffix and not out.is_dir():
-            raise ValueError(f"{out} must end in .png, or name a folder.")
-        out.mkdir(parents=True, exist_ok=True)
+    if not named and out.suffix and not out.is_dir():
+        raise ValueError(f"{out} must end in .png, or name a folder.")
     words = [f"{slug(prompt)}-{seed}.png" for prompt in prompts for seed in seeds]
     files = [out] if named else [out / "grid.png"] if grid else [out / word for word in words]
     if len(set(files)) < len(files):
         raise ValueError("two prompts give the same file name; draw them one after the other, or add --grid.")
-    for file in files:
-        check_file(file, ".png")
+    if named:
+        check_file(out)
+    else:
+        check_folder(out)
     return files
 
 
@@ -155,6 +155,7 @@ def _write(files: list[Path], pictures: "Tensor", task: Any, variant: "Variant",
         images = [draw_sheet(columns, list(task.prompts), subtitle=about)]
     else:
         images = [enlarge(image, image.width * scale) for image in images]
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     for file, image in zip(files, images, strict=True):
         with replacing(file) as temporary:
             image.save(temporary)

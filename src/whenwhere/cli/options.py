@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +30,6 @@ Size = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto is float16 on an accelerator.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")]
-OptionalFile = Path | None
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

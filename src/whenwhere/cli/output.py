@@ -52,8 +52,20 @@ def check_file(path: Path, *suffixes: str) -> None:
         raise ValueError(f"{path} is a folder; give the name of a file.")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"the folder {path.parent} does not exist.")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"the folder {path.parent} is not writable.")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder can be written to, or made, before anything runs.
+
+    Raises:
+        ValueError: something on its way is no folder, or is not writable.
+    """
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest} is no folder.")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"the folder {nearest} is not writable.")
 
 
 @contextmanager
