@@ -1,13 +1,15 @@
 """Rewrite what the pages quote from the library: `python docs/refresh.py`.
 
 Between `<!-- prints: EXPRESSION -->` and `<!-- end -->` stands what the expression prints, evaluated with the public
-names of whenwhere. Between `<!-- rows: NAME -->` and `<!-- end -->` stand the published multiply-adds of
-`tests/published.py` called NAME, beside the planned ones.
+names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set. Between `<!-- rows: NAME -->` and
+`<!-- end -->` stand the published multiply-adds of `tests/published.py` called NAME, beside the planned ones.
 """
 
 import re
 import sys
 from pathlib import Path
+
+from diffusers import DDIMScheduler
 
 import whenwhere
 
@@ -33,9 +35,16 @@ def _quotation(found: re.Match[str]) -> str:
 
 def _printed(expression: str) -> str:
     with published.built_and_priced_once():
-        text = str(eval(expression, vars(whenwhere).copy()))
+        text = str(eval(expression, vars(whenwhere) | {"ddim": _ddim}))
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return f"```python\n>>> print({expression})\n```\n\n```text\n{lines}\n```"
+
+
+def _ddim(steps: int) -> DDIMScheduler:
+    """A scheduler for methods that go by timesteps."""
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 def _table(rows: tuple[published.Row, ...]) -> str:

@@ -122,6 +122,7 @@ def test_a_batch_of_prompts_measures_as_the_prompts_one_by_one():
 def test_units_are_what_was_asked_for():
     assert set(calibrated("sd", "layer").changes) == {
         "down_blocks.0.attentions.0",
+        "mid_block.attentions.0",
         "up_blocks.1.attentions.0",
         "up_blocks.1.attentions.1",
     }

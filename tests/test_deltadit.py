@@ -129,7 +129,7 @@ def test_a_block_of_latte_is_a_pair():
 
 @pytest.mark.parametrize(
     ("steps", "length", "speedup"),
-    [(20, 21, 1.60), (4, 4, 1.08), (4, 6, 1.12)],  # Tables 1 and 2 of the paper: PixArt-α, and its LCM
+    [(20, 21, 1.60), (4, 4, 1.08), (4, 6, 1.12)],  # as published: PixArt-α, and its LCM
 )
 def test_the_budget_rule_finds_the_published_runs(steps, length, speedup):
     budget = (10 * 28 + 10 * (28 - length)) / (20 * 28)  # the share does not depend on how many steps there are

@@ -212,7 +212,7 @@ def per_step() -> tuple[int, int]:
 def test_hunyuan_dit_costs_what_was_published(interval, tera):
     fresh = sum(full_steps(SkipCache(interval)))
     full, partial = per_step()
-    assert (fresh * full + (50 - fresh) * partial) / 1e12 == pytest.approx(tera, rel=2e-3)
+    assert (fresh * full + (50 - fresh) * partial) / 1e12 == pytest.approx(tera, rel=5e-4)
 
 
 # The same table for class-to-video Latte with skips: 14 pairs, one of them computed at each end, 900 to 50.

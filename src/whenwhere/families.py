@@ -37,6 +37,7 @@ _LADDER = (
     Part(Kind.LAYER, "down_blocks.*.attentions.*", _ENCODER, Rung.SAME),
     Part(Kind.LAYER, "down_blocks.*.downsamplers.*", _ENCODER, Rung.NEXT),
     Part(Kind.STAGE, "mid_block", _MIDDLE, Rung.BOTTOM),
+    Part(Kind.LAYER, "mid_block.attentions.*", _MIDDLE),  # off the ladder: its stage stands for it there
     Part(Kind.STAGE, "up_blocks.*", _DECODER),
     Part(Kind.LAYER, "up_blocks.*.resnets.*", _DECODER, Rung.BACK),
     Part(Kind.LAYER, "up_blocks.*.attentions.*", _DECODER, Rung.SAME),

@@ -124,7 +124,7 @@ def change(before: Output, now: Output, metric: Metric) -> tuple[Tensor, bool]:
     return METRICS[metric](old, new), bool((new == 0).all(1).any())
 
 
-# Block Caching, equation 2: || C(t) - C(t - 1) ||_1 / || C(t) ||_1, here with the present output below the line.
+# L1rel of Block Caching (https://arxiv.org/abs/2312.03209): || C(t) - C(t - 1) ||_1 / || C(t) ||_1
 METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1rel": lambda old, new: (new - old).abs().sum(1) / new.abs().sum(1).clamp_min(_TINY),
     "l2rel": lambda old, new: (new - old).norm(dim=1) / new.norm(dim=1).clamp_min(_TINY),
