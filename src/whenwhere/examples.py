@@ -21,7 +21,13 @@ def example_of(model: nn.Module, tokenizer: object = None) -> dict[str, Any]:
             config = cast(Config, model.config)
             length = min(int(getattr(tokenizer, "model_max_length", 77)), 512)
             dtype = next(model.parameters()).dtype
-            return _EXAMPLES[cls.__name__](config, _maker(dtype), length)
+            inputs = _EXAMPLES[cls.__name__](config, _maker(dtype), length)
+            pictures = _image_prompts(model, _maker(dtype))
+            return (
+                inputs
+                if not pictures
+                else inputs | {"added_cond_kwargs": inputs.get("added_cond_kwargs", {}) | pictures}
+            )
     raise ValueError(
         f"no example input is known for {type(model).__name__}; run the pipeline once inside attach(...) and read its "
         "plan there."
@@ -53,6 +59,32 @@ def _unet(config: Config, make: Make, length: int) -> dict[str, Any]:
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         inputs["added_cond_kwargs"] = {"text_embeds": make(1, pooled), "time_ids": make(1, 6)}
     return inputs
+
+
+def _image_prompts(model: nn.Module, make: Make) -> dict[str, Any]:
+    """What an IP-Adapter adds: for every adapter the features of one picture, as many as its projection takes in."""
+    if model.config.get("encoder_hid_dim_type") != "ip_image_proj":  # type: ignore[operator, union-attr]
+        return {}
+    projections = model.encoder_hid_proj.image_projection_layers  # type: ignore[union-attr]
+    widths = [next(m.in_features for m in layer.modules() if isinstance(m, nn.Linear)) for layer in projections]  # type: ignore[union-attr]
+    return {"image_embeds": [make(1, 1, width) for width in widths]}
+
+
+def example_of_control(control: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for one row of a ControlNet, or of several, beside a denoiser with these arguments."""
+    nets = getattr(control, "nets", None)
+    first = control if nets is None else nets[0]
+    # Its own first convolutions bring the picture down to the size of the latents, halving it with all but the first.
+    factor = 2 ** (len(cast(Config, first.config)["conditioning_embedding_out_channels"]) - 1)
+    sample = inputs["sample"]
+    height, width = (factor * edge for edge in sample.shape[-2:])
+    picture = sample.new_empty(1, cast(Config, first.config)["conditioning_channels"], height, width)
+    shared = {name: inputs[name] for name in _CONTROLLED if name in inputs}
+    several = {"controlnet_cond": [picture] * len(nets), "conditioning_scale": [1.0] * len(nets)} if nets else {}
+    return {**shared, "controlnet_cond": picture, "return_dict": False, **several}
+
+
+_CONTROLLED = ("sample", "timestep", "encoder_hidden_states", "added_cond_kwargs", "timestep_cond")
 
 
 def _svd(config: Config, make: Make, _: int) -> dict[str, Any]:
