@@ -13,7 +13,7 @@ from whenwhere.train.data import CaptionOdds, Picture
 from whenwhere.train.diffusion import Batch, TrainConfig, corrupt, rate, train
 from whenwhere.train.latents import drawer
 from whenwhere.train.state import TrainState
-from whenwhere.train.words import learn_tokenizer
+from whenwhere.train.words import join, learn_merges, learn_tokenizer, spell
 
 
 def noising() -> DDPMScheduler:
@@ -143,7 +143,7 @@ def test_weights_are_small_at_both_ends_but_never_below_the_least():
 
 
 def test_batches_pair_pictures_with_their_captions():
-    tokenizer = learn_tokenizer(["red apple", "dog", "flat style"] * 3, size=96, length=8)
+    tokenizer = learn_tokenizer(["red apple", "dog", "flat style"] * 3, size=160, length=8)
     pictures = [Picture("red apple", (), "", "flat", 0), Picture("dog", (), "", "flat", 1)]
     latents = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
     odds = CaptionOdds(empty=0, style=0, tags=0, and_tags=0, colour=0, repainted=0.5)
@@ -165,3 +165,20 @@ def test_the_tokenizer_marks_both_ends_and_keeps_words_whole(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = type(tokenizer).from_pretrained(tmp_path)
     assert again("blue apple, x").input_ids == tokenizer("blue apple, x").input_ids
+
+
+def test_merges_join_the_most_frequent_pair_and_break_ties_by_spelling():
+    words = {spell("aab"): 3, spell("ab"): 2, spell("cd"): 2}  # a a b</w>, a b</w>, c d</w>
+    assert learn_merges(words, most=9) == [("a", "b</w>"), ("a", "ab</w>"), ("c", "d</w>")]
+    assert learn_merges(words, most=1) == [("a", "b</w>")]
+
+
+def test_a_pair_is_joined_from_left_to_right():
+    assert join(("a", "a", "a", "b"), ("a", "a")) == ("aa", "a", "b")
+
+
+def test_the_same_captions_in_any_order_give_the_same_tokenizer():
+    texts = ["red apple", "green apple", "dog face", "cat face", "fox"]
+    first, second = learn_tokenizer(texts, size=160), learn_tokenizer(reversed(texts), size=160)
+    assert first.get_vocab() == second.get_vocab()
+    assert first("red fox").input_ids == second("red fox").input_ids
