@@ -276,12 +276,12 @@ def test_a_solver_that_evaluates_a_timestep_twice_is_refused():
 
 
 def test_an_odd_number_of_blocks_is_refused():
-    sites = whenwhere.plan(build(CASE), steps=2).sites
     blocks = [
-        whenwhere.site.Site(whenwhere.site.Kind.BLOCK, f"blocks.{i}", i, 5, depth=min(i, 4 - i)) for i in range(5)
+        whenwhere.site.Site(whenwhere.site.Kind.BLOCK, f"blocks.{i}", i, 5, depth=min(i, 4 - i), block=i, blocks=5)
+        for i in range(5)
     ]
     with pytest.raises(ValueError, match="Odd has 5"):
-        SkipCache().check((*sites, *blocks), "Odd")
+        SkipCache().check(blocks, "Odd")
 
 
 def test_a_window_that_holds_no_step_is_said():

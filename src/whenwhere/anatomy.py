@@ -55,7 +55,8 @@ class Anatomy:
         roles: the branches of a guidance batch, in their order.
         passes: the branches as separate calls of the denoiser, in their order; empty where one batch holds them all.
         survivor: the branch that goes on when guidance is dropped for good (T-GATE section 5 of the paper's code).
-        mirrored: whether the blocks are joined by long skips, block i to block count - 1 - i.
+        mirrored: whether the blocks are joined by long skips, block i to block count - 1 - i, where blocks that take
+            turns count as one.
         doubled: whether the family's pipeline keeps the latents of all branches, so that the scheduler moves them all
         and
             its `step` does not tell how many branches there are.
@@ -104,7 +105,7 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     found.sort(key=lambda row: row[0])
     if all(part.kind is Kind.MODEL for _, _, part, _ in found):
         raise ValueError(f"{type(model).__name__}: no row of the anatomy {anatomy.model!r} matches any of its modules.")
-    depths = _ladder([(path, part) for _, path, part, _ in found], anatomy.mirrored)
+    depths = _ladder([(path, part) for _, path, part, _ in found])
     kinds = [part.kind for _, _, part, _ in found]
     counts = {kind: kinds.count(kind) for kind in set(kinds)}
     seen: dict[Kind, int] = dict.fromkeys(counts, 0)
@@ -112,7 +113,8 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     for (_, path, part, _), (depth, side) in zip(found, depths, strict=True):
         sites.append(Site(part.kind, path, seen[part.kind], counts[part.kind], side, depth))
         seen[part.kind] += 1
-    sites = _number_blocks(_mark_carriers(sites), anatomy.sequence)
+    sites = _number_blocks(sites, anatomy.sequence)
+    sites = _mark_carriers([_mirrored(site) for site in sites] if anatomy.mirrored else sites)
     return dict(zip(sites, (module for *_, module in found), strict=True))
 
 
@@ -134,10 +136,8 @@ def _moment(path: str, sequence: tuple[tuple[str, ...], ...]) -> list[tuple[int,
     return key
 
 
-def _ladder(parts: list[tuple[str, Part]], mirrored: bool) -> list[tuple[int | None, Side | None]]:
+def _ladder(parts: list[tuple[str, Part]]) -> list[tuple[int | None, Side | None]]:
     """Depth and side of every part, given in the order of execution."""
-    if mirrored:
-        return _mirrored_ladder(parts)
     rung = 0
     turned = any(part.rung is Rung.BOTTOM for _, part in parts)  # distilled U-Nets may lack the middle
     depths: list[int | None] = []
@@ -154,20 +154,14 @@ def _ladder(parts: list[tuple[str, Part]], mirrored: bool) -> list[tuple[int | N
     return [(depth, part.side) for depth, (_, part) in zip(depths, parts, strict=True)]
 
 
-def _mirrored_ladder(parts: list[tuple[str, Part]]) -> list[tuple[int | None, Side | None]]:
-    """The ladder with long skips: block i and block L-1-i share rung min(i, L-1-i); the two deepest are the middle."""
-    blocks = [path for path, part in parts if part.kind is Kind.BLOCK]
-    last = len(blocks) - 1
-    ladder: list[tuple[int | None, Side | None]] = []
-    for path, part in parts:
-        if part.kind is not Kind.BLOCK:
-            ladder.append((None, None))
-            continue
-        i = blocks.index(path)
-        depth = min(i, last - i)
-        middle = depth == last // 2
-        ladder.append((depth, Side.MIDDLE if middle else Side.ENCODER if i == depth else Side.DECODER))
-    return ladder
+def _mirrored(site: Site) -> Site:
+    """A block on the ladder of long skips: i and L-1-i share rung min(i, L-1-i); the two deepest are the middle."""
+    if site.kind is not Kind.BLOCK or site.block is None:
+        return site
+    depth = min(site.block, site.blocks - 1 - site.block)
+    middle = depth == (site.blocks - 1) // 2
+    side = Side.MIDDLE if middle else Side.ENCODER if site.block == depth else Side.DECODER
+    return replace(site, depth=depth, side=side)
 
 
 def _mark_carriers(sites: list[Site]) -> list[Site]:

@@ -30,7 +30,8 @@ class SkipCache(Method):
 
     Attributes:
         interval: N, at least 1: a full step every N steps; 1 is the plain run.
-        depth: k in 1 ... L/2 - 1: blocks that are computed at every step at each end.
+        depth: k in 1 ... L/2 - 1: blocks that are computed at every step at each end; in Latte with skips a block over
+            space and the one over time after it count as one.
         start_timestep: only steps with t below it may be partial, at most 1000.
         stop_timestep: from the step after the first one with t at most this, everything is computed; at least 0 and
             below `start_timestep`.
@@ -84,7 +85,7 @@ class SkipCache(Method):
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """Skip-Cache needs long skips, two blocks for each, and as many as are recomputed."""
-        blocks = sum(map(self.asks, sites))
+        blocks = max((site.blocks for site in sites if self.asks(site)), default=0)
         if not blocks:
             raise ValueError(
                 f"{self} needs blocks joined by long skip connections; {model} has none. DeepCache works on U-Nets, "
