@@ -97,7 +97,12 @@ def test_methods_of_a_new_package_appear_by_themselves(monkeypatch):
         def decide(self, site, step):  # noqa: ARG002
             return None
 
+    @dataclass(frozen=True)
+    class Note:
+        text: str = ""
+
     package = ModuleType("whenwhere.guidance")
-    vars(package).update(Sharpen=Sharpen, note="no class", __all__=["Sharpen", "note"])
+    vars(package).update(Sharpen=Sharpen, Note=Note, note="no class", __all__=["Sharpen", "Note", "note"])
     monkeypatch.setitem(sys.modules, "whenwhere.guidance", package)
     assert parse("sharpen(3.5)+tgate") == (Sharpen(scale=3.5), TGate())
+    assert "Note" not in known()

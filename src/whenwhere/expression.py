@@ -35,8 +35,12 @@ def known() -> dict[str, type[Any]]:
                 raise
             continue
         exported = (getattr(package, word) for word in getattr(package, "__all__", ()))
-        found |= {cls.__name__: cls for cls in exported if isinstance(cls, type) and is_dataclass(cls)}
+        found |= {cls.__name__: cls for cls in exported if isinstance(cls, type) and _is_method(cls)}
     return dict(sorted(found.items()))
+
+
+def _is_method(cls: type[Any]) -> bool:
+    return is_dataclass(cls) and issubclass(cls, (Method, FewerSteps))
 
 
 def parse(text: str) -> tuple[Item, ...]:

@@ -1,7 +1,7 @@
 """`whenwhere compare`: plain, methods and baselines on the same prompts and seeds."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,9 +9,13 @@ from . import options
 from .compare_table import as_data, print_table
 from .examples import examples
 from .failing import clearly
-from .generate import open_with_scheduler
 from .output import check_file, print_json, progress, replacing
 from .quiet import quieten
+from .task import make_task
+
+if TYPE_CHECKING:
+    from ..bench.comparison import Comparison
+    from ..bench.variant import Task, Variant
 
 # Both fit any number of steps: the gate is a fraction of the schedule, that of most published runs of 25 steps.
 DEFAULT_METHODS = ("tgate(gate_step=0.4)", "deepcache(interval=3)")
@@ -23,18 +27,24 @@ EXAMPLES = examples(
 )
 
 
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        "-M",
+        help="A method to compare; give it several times for several.",
+        show_default=" and ".join(DEFAULT_METHODS),
+    ),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
+Runs = Annotated[int, typer.Option(min=1, help="Measured runs of every prompt and seed.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes.")]
+
+
 @clearly
 def command(
     prompts: options.Prompts,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            "-M",
-            help="A method to compare; give it several times for several.",
-            show_default=" and ".join(DEFAULT_METHODS),
-        ),
-    ] = None,
+    method: Methods = None,
     model: options.ModelName = "emoji-unet",
     steps: options.Steps = None,
     scheduler: options.Scheduler = None,
@@ -42,9 +52,9 @@ def command(
     negative: options.Negative = "",
     size: options.Size = None,
     seed: options.Seed = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    runs: Annotated[int, typer.Option(min=1, help="Measured runs of every prompt and seed.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture goes.")] = Path("compare.png"),
+    seeds: Seeds = 3,
+    runs: Runs = 1,
+    out: Out = Path("compare.png"),
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
@@ -56,34 +66,39 @@ def command(
     the same gate). PSNR and SSIM compare with the plain picture of the same prompt and seed. MACs are multiply-adds of
     the denoiser for one picture; the papers' convention leaves out two products of attention.
     """
-    from ..bench.variant import Task, Variant
+    from ..bench.variant import Variant
 
     asked = list(dict.fromkeys(Variant.of(text) for text in method or DEFAULT_METHODS))
     check_file(out, ".png")
-    wanted = options.read_size(size)
     quieten()
-    from ..bench.comparison import compare, most_runs
-    from ..bench.sheet import draw_comparison
-    from ..metrics.images import require
-
-    require()
-    opened = open_with_scheduler(model, scheduler, device, dtype)
-    task = Task(
-        opened,
-        prompts,
-        range(seed, seed + seeds),
-        runs,
-        steps=steps or opened.steps,
-        guidance=opened.guidance if guidance is None else guidance,
-        negative=negative,
-        size=wanted,
-    )
-    with progress(most_runs(task, asked)) as advance:
-        comparison = compare(task, asked, advance)
-    with replacing(out) as file:
-        draw_comparison(comparison).save(file)
+    _require_metrics()
+    seen = range(seed, seed + seeds)
+    task = make_task(prompts, seen, runs, model, scheduler, steps, guidance, negative, size, device, dtype)
+    comparison = _compare(task, asked)
+    _draw(comparison, out)
     if as_json:
         print_json(as_data(comparison) | {"picture": str(out)})
     else:
         print_table(comparison)
         typer.echo(out)
+
+
+def _require_metrics() -> None:
+    """Fail now where torchmetrics is missing, not after the first run."""
+    from ..metrics.images import require
+
+    require()
+
+
+def _compare(task: "Task", asked: list["Variant"]) -> "Comparison":
+    from ..bench.comparison import compare, most_runs
+
+    with progress(most_runs(task, asked)) as advance:
+        return compare(task, asked, advance)
+
+
+def _draw(comparison: "Comparison", out: Path) -> None:
+    from ..bench.sheet import draw_comparison
+
+    with replacing(out) as file:
+        draw_comparison(comparison).save(file)

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-import click
 import typer
 
 ENVIRONMENT_VARIABLE = "WHENWHERE_TRACEBACK"
@@ -26,7 +25,7 @@ def clearly(command: Callable[P, None]) -> Callable[P, None]:
                     warnings.simplefilter("ignore", category)
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
-        except (click.exceptions.Exit, click.exceptions.Abort, click.ClickException):
+        except (typer.Exit, typer.Abort):
             raise
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             if os.environ.get(ENVIRONMENT_VARIABLE):

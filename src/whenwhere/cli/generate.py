@@ -12,18 +12,26 @@ from .examples import examples
 from .failing import clearly
 from .output import check_file, check_folder, print_json, progress, replacing, seconds, slug
 from .quiet import quieten
+from .task import make_task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..bench.model import Model
-    from ..bench.variant import Variant
+    from ..bench.variant import Task, Variant
 
 EXAMPLES = examples(
     'generate "red apple, noto style" --seed 3 --scale 8',
     'generate "dog, twemoji style" "fox, noto style" --batch 4 --grid --out animals.png',
     'generate "a lighthouse" --model ./my-pipeline --scheduler dpm++ --method "tgate(gate_step=0.4)"',
 )
+
+
+Batch = Annotated[int, typer.Option(min=1, help="Pictures of every prompt, from seeds that count up.")]
+Grid = Annotated[bool, typer.Option("--grid", help="Write one labelled sheet instead of single pictures.")]
+Scale = Annotated[int, typer.Option(min=1, help="Enlarge single pictures so many times, without blur.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="A .png file, or a folder for several pictures (made if missing).")
+]
 
 
 @clearly
@@ -34,20 +42,13 @@ def command(
     scheduler: options.Scheduler = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method", "-M", help='Such as "tgate(gate_step=10)+deepcache(interval=3)".', show_default="plain"
-        ),
-    ] = "",
+    method: options.Method = "",
     negative: options.Negative = "",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of every prompt, from seeds that count up.")] = 1,
-    grid: Annotated[bool, typer.Option("--grid", help="Write one labelled sheet instead of single pictures.")] = False,
+    batch: Batch = 1,
+    grid: Grid = False,
     size: options.Size = None,
-    scale: Annotated[int, typer.Option(min=1, help="Enlarge single pictures so many times, without blur.")] = 1,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="A .png file, or a folder for several pictures (made if missing).")
-    ] = Path(),
+    scale: Scale = 1,
+    out: Out = Path(),
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     as_json: options.AsJson = False,
@@ -57,37 +58,23 @@ def command(
     All prompts run as one batch; a picture depends on its own prompt and seed alone. Two runs with the same seed and
     different methods show what the method changes; `whenwhere compare` does that side by side.
     """
-    from ..bench.variant import Task, Variant
+    from ..bench.variant import Variant
 
     variant = Variant.of(method) if method.strip() else Variant()
-    files = file_names(out, prompts, range(seed, seed + batch), grid)
-    wanted = options.read_size(size)
+    seeds = range(seed, seed + batch)
+    files = file_names(out, prompts, seeds, grid)
     quieten()
-    opened = open_with_scheduler(model, scheduler, device, dtype)
-    task = Task(
-        opened,
-        prompts,
-        range(seed, seed + batch),
-        runs=1,
-        steps=steps or opened.steps,
-        guidance=opened.guidance if guidance is None else guidance,
-        negative=negative,
-        size=wanted,
-    )
+    task = make_task(prompts, seeds, 1, model, scheduler, steps, guidance, negative, size, device, dtype)
     began = time.perf_counter()
     pictures = draw_all(task, variant)
     took = time.perf_counter() - began
     _write(files, pictures, task, variant, grid, scale)
     if as_json:
-        pairs = [{"prompt": prompt, "seed": number} for prompt in prompts for number in task.seeds]
-        names = [str(file) for file in files] * (len(pairs) if grid else 1)
-        drawn = [pair | {"file": name} for pair, name in zip(pairs, names, strict=True)]
-        settings = {"model": model, "method": variant.label, "steps": task.steps, "guidance": task.guidance}
-        print_json({**settings, "seconds": took, "pictures": drawn})
-    else:
-        for file in files:
-            typer.echo(file)
-        typer.echo(f"{len(pictures)} pictures in {seconds(took)} s", err=True)
+        print_json(_data(task, variant, files) | {"seconds": took})
+        return
+    for file in files:
+        typer.echo(file)
+    typer.echo(f"{len(pictures)} pictures in {seconds(took)} s", err=True)
 
 
 def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bool) -> list[Path]:
@@ -112,18 +99,7 @@ def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bo
     return files
 
 
-def open_with_scheduler(name: str, scheduler: str | None, device: str, dtype: str) -> "Model":
-    """A model, with another scheduler where one is asked for."""
-    from ..bench.model import open_model
-    from ..bench.schedulers import make_scheduler
-
-    opened = open_model(name, device, dtype)
-    if scheduler is not None:
-        opened.pipeline.scheduler = make_scheduler(scheduler, opened.pipeline.scheduler)
-    return opened
-
-
-def draw_all(task: Any, variant: "Variant") -> "Tensor":
+def draw_all(task: "Task", variant: "Variant") -> "Tensor":
     """All pictures of a task in one batch, prompt by prompt, with a bar that follows the scheduler."""
     from ..bench.drawing import attached, draw
     from ..bench.schedulers import evaluations
@@ -143,7 +119,20 @@ def draw_all(task: Any, variant: "Variant") -> "Tensor":
             clock.stop()
 
 
-def _write(files: list[Path], pictures: "Tensor", task: Any, variant: "Variant", grid: bool, scale: int) -> None:
+def _data(task: "Task", variant: "Variant", files: list[Path]) -> dict[str, Any]:
+    """What was drawn, with the file of every picture."""
+    pairs = [{"prompt": prompt, "seed": seed} for prompt in task.prompts for seed in task.seeds]
+    names = [str(file) for file in files] * (len(pairs) // len(files))
+    return {
+        "model": task.model.name,
+        "method": variant.label,
+        "steps": task.steps,
+        "guidance": task.guidance,
+        "pictures": [pair | {"file": name} for pair, name in zip(pairs, names, strict=True)],
+    }
+
+
+def _write(files: list[Path], pictures: "Tensor", task: "Task", variant: "Variant", grid: bool, scale: int) -> None:
     """Write the pictures one by one, or as a sheet with a row for every prompt and a column for every seed."""
     from ..picture import Column, as_image, draw_sheet, enlarge
 

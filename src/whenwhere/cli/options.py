@@ -27,6 +27,15 @@ Negative = Annotated[str, typer.Option(help="What not to draw.", show_default=Fa
 Size = Annotated[
     str | None, typer.Option(metavar="WxH", help="Size of the pictures, such as 512x512.", show_default="the model's")
 ]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        "-M",
+        help='Methods as in Python: "tgate(gate_step=10)+deepcache(interval=3)".',
+        show_default="plain",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes an accelerator where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; auto is float16 on an accelerator.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")]

@@ -25,26 +25,25 @@ EXAMPLES = examples(
 _STYLES = {"#": "blue", ".": "bright_cyan", "/": "yellow"}
 
 
+Model = Annotated[
+    str,
+    typer.Argument(help="An architecture (sd15, sdxl, pixart-alpha-1024, ...), a name of the zoo, or a directory."),
+]
+Guidance = Annotated[bool, typer.Option(help="Whether classifier-free guidance is on.")]
+Images = Annotated[int, typer.Option(min=1, help="Pictures, or videos, made at once.")]
+Png = Annotated[Path | None, typer.Option(help="Draw the plan to this file.", show_default=False)]
+Save = Annotated[Path | None, typer.Option(help="Save the plan as JSON.", show_default=False)]
+
+
 @clearly
 def command(
-    model: Annotated[
-        str,
-        typer.Argument(help="An architecture (sd15, sdxl, pixart-alpha-1024, ...), a name of the zoo, or a directory."),
-    ],
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            "-M",
-            help='Methods as in Python: "tgate(gate_step=10)+deepcache(interval=3)".',
-            show_default="plain",
-        ),
-    ] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Inference steps.", show_default="the model's")] = None,
-    guidance: Annotated[bool, typer.Option(help="Whether classifier-free guidance is on.")] = True,
-    images: Annotated[int, typer.Option(min=1, help="Pictures, or videos, made at once.")] = 1,
-    png: Annotated[Path | None, typer.Option(help="Draw the plan to this file.", show_default=False)] = None,
-    save: Annotated[Path | None, typer.Option(help="Save the plan as JSON.", show_default=False)] = None,
+    model: Model,
+    method: options.Method = "",
+    steps: options.Steps = None,
+    guidance: Guidance = True,
+    images: Images = 1,
+    png: Png = None,
+    save: Save = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Print what a method computes when and where, and what it costs, before anything runs.
@@ -62,18 +61,22 @@ def command(
     quieten()
     plan = make(model, variant, steps, guidance, images)
     if png is not None:
-        from ..picture import draw_plan
-
-        with replacing(png) as file:
-            draw_plan(plan, f"{model}: {variant.label}").save(file)
+        _draw(plan, f"{model}: {variant.label}", png)
     if save is not None:
-        with replacing(save) as file:
-            plan.save(file)
+        with replacing(save) as temporary:
+            plan.save(temporary)
     if as_json:
         typer.echo(_as_json(plan), nl=False)
-    else:
-        heading = Text(f"{model}, {variant.label}, {plan.steps} evaluations\n")
-        console().print(heading, coloured(plan), sep="\n", soft_wrap=True)
+        return
+    heading = Text(f"{model}, {variant.label}, {plan.steps} evaluations\n")
+    console().print(heading, coloured(plan), sep="\n", soft_wrap=True)
+
+
+def _draw(plan: "Plan", title: str, png: Path) -> None:
+    from ..picture import draw_plan
+
+    with replacing(png) as temporary:
+        draw_plan(plan, title).save(temporary)
 
 
 def make(name: str, variant: Any, steps: int | None, guidance: bool, images: int) -> "Plan":
