@@ -1,5 +1,8 @@
 """Decide when and where a Transformer computes."""
 
+import importlib
+from types import ModuleType
+
 from .attach import Attachment, attach
 from .calibration import Calibration, calibrate
 from .guidance import NAG, NASA, VSF
@@ -28,3 +31,10 @@ __all__ = [
     "calibrate",
     "plan",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`whenwhere.zoo` and `whenwhere.models` are imported when they are first used: they bring diffusers with them."""
+    if name in ("models", "zoo"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
