@@ -43,7 +43,7 @@ def _maker(dtype: torch.dtype) -> Make:
 
 def _square(config: Config) -> tuple[int, int]:
     size = config.get("sample_size") or 64
-    return (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[return-value]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _unet(config: Config, make: Make, length: int) -> dict[str, Any]:
