@@ -181,8 +181,8 @@ FLUX = Anatomy(
     passes=(Role.CONDITIONAL, Role.UNCONDITIONAL),
 )
 
-# Our networks with long skips (`whenwhere.models`): block i of the first half feeds block L-1-i of the second; in Latte a
-# spatial block and the temporal one after it are the unit.
+# Our networks with long skips (`whenwhere.models`): block i of the first half feeds block L-1-i of the second; in Latte
+# a spatial block and the temporal one after it are the unit.
 SKIP_DIT = replace(DIT, model="SkipDiTTransformer2DModel", mirrored=True)
 SKIP_LATTE = replace(LATTE, model="SkipLatteTransformer3DModel", rows=(*LATTE.rows, "class_labels"), mirrored=True)
 
