@@ -80,6 +80,17 @@ def projected(call: Call) -> Projected:
         ValueError: its rows do not go with the samples, its mask is missing, there is none.
     """
     assert call.module is not None
+    context, bias = network_of(call.module).project(call.module, negative_text(call))
+    return context.clone(), bias
+
+
+def negative_text(call: Call) -> Text:
+    """The negative text of a call of the denoiser, on its device and in its type.
+
+    Raises:
+        ValueError: as above.
+    """
+    assert call.module is not None
     network, tokens = network_of(call.module), call.tokens
     rows = conditional_rows(call, len(tokens))
     text = (call.method.text or _of_guidance(call, network.arguments)).to(tokens)
@@ -93,8 +104,7 @@ def projected(call: Call) -> Projected:
         argument = network.arguments.get(part)
         if argument and call.kwargs.get(argument) is not None and getattr(text, part) is None:
             raise ValueError(f"{call.method}: the prompt comes with {argument}, so the negative text needs its {part}.")
-    context, bias = network.project(call.module, text)
-    return context.clone(), bias
+    return text
 
 
 def _of_guidance(call: Call, arguments: Mapping[str, str]) -> Text:

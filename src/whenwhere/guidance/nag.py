@@ -72,7 +72,7 @@ class NAG(Steering):
 
     def steer(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         """Guide with the operator."""
-        return guidance(self, site, self.edit)
+        return guidance(self, site, self.edit, doubled=self.mode == "reference")
 
     @property
     def edit(self) -> Edit:

@@ -18,6 +18,7 @@ from .edits import Edit
 from .guide import Guide, Provide
 from .joint import Accompany, Beside, GuideJoint
 from .network import Network, Published, network_of
+from .reference import Double, GuideBoth, OneTime
 from .text import Size, Text, encode
 
 # Processors that were tried. Others may project where no tap is.
@@ -166,14 +167,19 @@ class Steering(Method):
         if timestep is None:
             raise ValueError(f"{self} goes by timesteps: plan(..., scheduler=...) with its timesteps set.")
         if self.network is not None and self.network.flow:
-            return (1 - self.end) * 1000 <= timestep <= (1 - self.start) * 1000
-        return math.floor((1 - self.end) * 999) <= timestep <= math.ceil((1 - self.start) * 999)
+            first, last = (1 - self.start) * 1000, (1 - self.end) * 1000
+        else:
+            first, last = math.ceil((1 - self.start) * 999), math.floor((1 - self.end) * 999)
+        return last <= timestep and (timestep <= first or self.start == 0)
 
 
-def guidance(method: Steering, site: Site, edit: Edit) -> Decision | None:
-    """Guidance by an operator on two outputs, at any site."""
+def guidance(method: Steering, site: Site, edit: Edit, doubled: bool = False) -> Decision | None:
+    """Guidance by an operator on two outputs, at any site; with the whole batch doubled where streams can differ."""
     if method.network is None or not method.network.joint:
         return Provide(method.size) if site.kind is Kind.MODEL else Guide(edit, method.size)
+    if doubled and method.network.rotary:
+        at = {Kind.MODEL: Double(method.size), Kind.BLOCK: OneTime()}
+        return at.get(site.kind, GuideBoth(edit))
     if site.kind is Kind.MODEL:
         return Accompany(method.size, pooled=method.text is not None and method.text.pooled is not None)
     return Beside(method.size) if site.kind is Kind.BLOCK else GuideJoint(edit)
