@@ -46,9 +46,9 @@ SETTINGS = (
     ),
     Setting(
         "T-GATE + DeepCache",
-        (TGate(gate_step=2, sp_interval=1, warm_up=0), DeepCache(interval=3)),
+        (TGate(gate_step=2, sp_interval=1, warm_up=0), DeepCache(interval=4)),
         neutral=lambda steps: (TGate(gate_step=steps, sp_interval=1), DeepCache(interval=1)),
-        refused=WITHOUT_TEXT_ATTENTION | WITHOUT_SKIPS,
+        refused=WITHOUT_SKIPS | WITHOUT_TEXT_ATTENTION,
         refused_later=THREE_BRANCHES,
     ),
 )

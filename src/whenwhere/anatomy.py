@@ -58,8 +58,7 @@ class Anatomy:
         mirrored: whether the blocks are joined by long skips, block i to block count - 1 - i, where blocks that take
             turns count as one.
         doubled: whether the family's pipeline keeps the latents of all branches, so that the scheduler moves them all
-        and
-            its `step` does not tell how many branches there are.
+            and its `step` does not tell how many branches there are.
     """
 
     model: str
@@ -93,9 +92,11 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     """All sites of a model in the order of execution, each with its module.
 
     Raises:
-        ValueError: a row of the anatomy that matches nothing in any model of the family is no error (a U-Net without
-            attention on one level is legal); a model in which no row but the model itself matches is.
+        ValueError: no row but that of the model itself matches, or there is no row for the model itself. A single row
+            that matches nothing is no error: a U-Net without attention on one level is legal.
     """
+    if not any(part.kind is Kind.MODEL and part.path == "" for part in anatomy.parts):
+        raise ValueError(f'the anatomy {anatomy.model!r} lacks the model itself: it needs a row Part(Kind.MODEL, "").')
     found = [
         (_moment(path, anatomy.sequence), path, part, module)
         for path, module in model.named_modules()

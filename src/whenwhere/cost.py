@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from .counting import Counting
 from .decision import Output, map_tensors
 from .site import Kind, Site
 from .sizes import note_sizes
@@ -22,9 +22,6 @@ from .table import Column, SlotKey, slot_key
 from .unit import Attended as Attended
 from .unit import Macs as Macs
 from .unit import Unit as Unit
-
-# Attention is decomposed into batched matrix products on the meta device; linear layers and convolutions never are.
-_PRODUCTS = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,8 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
         example: keyword arguments of one forward, tensors on the meta device; the first one has a row for every sample.
     """
     rows = next(iter(example.values())).shape[0]
-    twin = model if next(model.parameters()).device.type == "meta" else meta_twin(model)
+    bare = next(model.parameters()).device.type == "meta" and not any("forward" in vars(m) for m in model.modules())
+    twin = model if bare else meta_twin(model)  # offloading puts weights on the meta device, and fetches them in front
     outputs: dict[str, tuple[int, ...]] = {}
     attended: dict[str, Attended] = {}
     handles = [
@@ -84,17 +82,14 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     ]
     handles += note_sizes(twin, rows, attended)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), Counting() as counting:
             twin(**example)
     finally:
         for handle in handles:
             handle.remove()
     of_text = next((sizes for sizes in attended.values() if sizes.text), None)
     root = type(twin).__name__
-    macs = {
-        str(path).removeprefix(root).removeprefix("."): _macs(ops, rows)
-        for path, ops in counter.get_flop_counts().items()
-    }
+    macs = {path.removeprefix(root).removeprefix("."): spent for path, spent in counting.macs(rows).items()}
     return [
         Unit(
             macs.get(site.path, Macs()),
@@ -129,13 +124,10 @@ def _parts(macs: Mapping[str, Macs], path: str) -> dict[str, Macs]:
 
 
 def count(run: Any, model: nn.Module | None = None) -> tuple[Output, Macs]:
-    """Run a function and count the multiply-adds that really happened, on any device: all, or those of one model.
-
-    The fused attention kernel of the CPU is not in PyTorch's table of countable operations; it is added here.
-    """
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    """Run a function and count the multiply-adds that really happened, on any device: all, or those of one model."""
+    with Counting() as counting:
         output = run()
-    return output, _macs(counter.get_flop_counts().get("Global" if model is None else type(model).__name__, {}), 1)
+    return output, counting.macs().get("Global" if model is None else type(model).__name__, Macs())
 
 
 def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column], samples: int) -> Cost:
@@ -174,12 +166,6 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
     return Cost(spent, baseline, peak)
 
 
-def _macs(counts: Mapping[Any, int], rows: int) -> Macs:
-    everything = sum(counts.values())
-    products = sum(flops for op, flops in counts.items() if any(name in str(op) for name in _PRODUCTS))
-    return Macs(everything // 2 // rows, (everything - products) // 2 // rows)
-
-
 def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Output) -> None:
         seen: set[int] = set()
@@ -194,10 +180,3 @@ def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
         outputs[path] = tuple(sizes)
 
     return hook
-
-
-def _cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
-
-
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}

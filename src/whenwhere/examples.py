@@ -22,12 +22,10 @@ def example_of(model: nn.Module, tokenizer: object = None) -> dict[str, Any]:
             length = min(int(getattr(tokenizer, "model_max_length", 77)), 512)
             dtype = next(model.parameters()).dtype
             inputs = _EXAMPLES[cls.__name__](config, _maker(dtype), length)
-            pictures = _image_prompts(model, _maker(dtype))
-            return (
-                inputs
-                if not pictures
-                else inputs | {"added_cond_kwargs": inputs.get("added_cond_kwargs", {}) | pictures}
-            )
+            if getattr(config, "encoder_hid_dim_type", None) == "ip_image_proj":
+                conditions = inputs.get("added_cond_kwargs", {})
+                inputs["added_cond_kwargs"] = conditions | _image_prompts(model, _maker(dtype))
+            return inputs
     raise ValueError(
         f"no example input is known for {type(model).__name__}; run the pipeline once inside attach(...) and read its "
         "plan there."
@@ -62,11 +60,9 @@ def _unet(config: Config, make: Make, length: int) -> dict[str, Any]:
 
 
 def _image_prompts(model: nn.Module, make: Make) -> dict[str, Any]:
-    """What an IP-Adapter adds: for every adapter the features of one picture, as many as its projection takes in."""
-    if model.config.get("encoder_hid_dim_type") != "ip_image_proj":  # type: ignore[operator, union-attr]
-        return {}
-    projections = model.encoder_hid_proj.image_projection_layers  # type: ignore[union-attr]
-    widths = [next(m.in_features for m in layer.modules() if isinstance(m, nn.Linear)) for layer in projections]  # type: ignore[union-attr]
+    """What an IP-Adapter adds: for every adapter the features of one picture, as wide as its projection takes them."""
+    projections = cast(Any, model).encoder_hid_proj.image_projection_layers
+    widths = [next(m.in_features for m in layer.modules() if isinstance(m, nn.Linear)) for layer in projections]
     return {"image_embeds": [make(1, 1, width) for width in widths]}
 
 

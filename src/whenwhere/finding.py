@@ -1,4 +1,4 @@
-"""Finding what methods are attached to: the denoiser of a pipeline, its sites, and those that some method asks about."""
+"""Finding what methods are attached to: the denoiser of a pipeline, and those of its sites that a method asks about."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

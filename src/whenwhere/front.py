@@ -33,6 +33,7 @@ class Front:
         vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what stands here now."""
         return self._run(*args, **kwargs)
 
     @property

@@ -76,7 +76,9 @@ class Generation:
         """
         if rows is not None:
             self._learn_rows(rows)
-        branches = len(self.branches.roles) if self.branches else len(self._roles)
+        branches = self._branch_count  # a further call in the step may have another batch (skip-layer guidance)
+        if self._pass == 0:
+            branches = len(self.branches.roles if self.branches else self._roles)
         if self._pass >= _MOST_PASSES:
             raise RuntimeError(
                 f"the denoiser was called {self._pass} times without a step of the scheduler that was attached: "
@@ -152,8 +154,7 @@ class Generation:
     def _learn_rows(self, rows: int) -> None:
         """Take note of the size of the batch; what was remembered of another size is dropped."""
         if self._rows.get(self._pass, rows) != rows:
-            self.memory.slots.clear()  # guidance was switched on or off between two steps
-            self.memory.bytes = 0
+            self.memory.clear()  # guidance was switched on or off between two steps
         self._rows[self._pass] = rows
         if self.samples:
             self.branches = settle(self._anatomy, self._roles, rows, self.samples)
@@ -161,8 +162,8 @@ class Generation:
             samples, rest = divmod(rows, len(self._declared))
             if rest:
                 raise RuntimeError(
-                    f"the pipeline declares the guidance branches {', '.join(self._declared)}, but its batch has {rows} "
-                    f"rows, which {len(self._declared)} does not divide."
+                    f"the pipeline declares the guidance branches {', '.join(self._declared)}, but its batch has "
+                    f"{rows} rows, which {len(self._declared)} does not divide."
                 )
             self.branches = branches_of(self._anatomy, self._declared, samples)
 
@@ -174,11 +175,11 @@ class Generation:
                 self.inner = opinion.decision.inner_layout(self.inner)
 
     def _lay(self, index: int, branches: int, passes: int) -> None:
-        """Lay the table anew from a step on; all of it if a further pass shows up."""
+        """Lay the table anew: all of it if a further pass shows up, else from a step on, with nothing remembered."""
         index = index if passes == self._passes else 0
         self._branch_count, self._passes = branches, passes
-        laid = lay(self._sites, self._methods, lay_out(self._timesteps, branches, passes))
+        laid = lay(self._sites, self._methods, lay_out(self._timesteps, branches, passes)[index * passes :])
         probe = branches_of(self._anatomy, self._roles if branches > 1 else self._roles[:1], 1)
         for opinion in {opinion for column in laid for opinion in column.opinions[0]}:
             opinion.decision.inner_layout(probe)  # refuses now what could not be carried out later
-        self.plan = self.plan[: index * passes] + laid[index * passes :]
+        self.plan = self.plan[: index * passes] + laid

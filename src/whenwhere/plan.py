@@ -101,12 +101,12 @@ class Plan:
         if self.cost is None:
             return []
         cost = self.cost
-        lines = [
+        return [
             f"{_tera(cost.macs.all)} of {_tera(cost.baseline.all)} MACs ({cost.ratio:.2f}x fewer), "
-            f"{_tera(cost.macs.papers)} of {_tera(cost.baseline.papers)} in the papers' convention (without QK^T and AV)",
+            f"{_tera(cost.macs.papers)} of {_tera(cost.baseline.papers)} in the papers' convention "
+            "(without QK^T and AV)",
             f"{_mega(cost.bytes)} remembered at most" + ("" if self.held is None else f", {_mega(self.held)} measured"),
         ]
-        return lines
 
     def save(self, path: str | Path) -> None:
         """Write this table as JSON."""

@@ -1,4 +1,4 @@
-"""Planning before anything runs: the table and its cost for a model, a pipeline or the name of a published architecture."""
+"""Planning before anything runs: the table and its cost, for a pipeline, a model or a published architecture's name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .anatomy import Anatomy, find
 from .clock import Scheduler, Step, lay_out
 from .cost import price
 from .examples import example_of, example_of_control
-from .families import FAMILIES
+from .families import FAMILIES, PIPELINES
 from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
@@ -48,7 +48,8 @@ def plan(
     anatomy = anatomy or find(denoiser, FAMILIES)
     methods = tuple(sorted((method.fit(denoiser) for method in methods), key=lambda method: method.innermost))
     modules = modules_of(denoiser if isinstance(model, str) else model, anatomy, methods)
-    branches = len(anatomy.roles) if guidance and _guided(model, denoiser, anatomy) else 1
+    roles = PIPELINES.get(type(model).__name__, anatomy.roles)
+    branches = len(roles) if guidance and _guided(model, denoiser, anatomy) else 1
     passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
     for method in methods:
         method.review(Setting(steps, None if scheduler is None else type(scheduler).__name__))

@@ -28,7 +28,8 @@ def position(name: str, value: float, minimum: int = 0) -> None:
         return at_least(minimum, **{name: value})
     if not 0 < value < 1:
         raise ValueError(
-            f"{name} must be a whole number of at least {minimum}, or a fraction of the schedule between 0 and 1, got {value}"
+            f"{name} must be a whole number of at least {minimum}, or a fraction of the schedule between 0 and 1, "
+            f"got {value}"
         )
     return None
 
