@@ -13,11 +13,13 @@ from pipelines import CASES, build, run
 from tiny_models import POOLED, TOKENS, WIDTH
 from tiny_text import with_text
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
-from whenwhere import NAG, NASA, VSF, DeepCache, GuidanceStop, TGate, attach, plan
+from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, TGate, attach, plan
+from whenwhere.clock import lay_out
 from whenwhere.cost import count
-from whenwhere.guidance import Text
-from whenwhere.guidance.edits import Tally
+from whenwhere.guidance import Text, operator, report
+from whenwhere.guidance.network import network_of
 from whenwhere.methods import FORA
 
 STEPS = 3
@@ -432,9 +434,6 @@ def flux_dev(steps: int = 25, mu: float = 1.15) -> list[float]:
 
 @pytest.mark.parametrize(("timesteps", "flow", "counts"), [*SCHEDULES, (flux_dev(), True, {0.25: 13, 0.5: 19})])
 def test_windows_of_timesteps_cover_what_the_authors_code_covers(timesteps, flow, counts):
-    from whenwhere.clock import lay_out
-    from whenwhere.guidance.network import network_of
-
     network = network_of(getattr(build("flux" if flow else "sd"), "transformer" if flow else "unet"))
     for end, expected in counts.items():
         method = NAG(5.0, end=end, window="timestep", start=0 if end == 0 else 0.0, network=network)
@@ -466,7 +465,7 @@ def test_layers_are_chosen_by_number_or_by_path(layers, guided_layers):
     paths = [s.path for s in plan(pipe, TGate(1, 1), steps=1).sites if s.kind == "cross-attention"]
     with attach(pipe, nag("sd", layers=layers)) as attachment:
         run("sd", pipe, steps=1)
-        assert list(Tally.of(attachment.notes()).report().layers) == [paths[i] for i in guided_layers]
+        assert list(report(attachment).layers) == [paths[i] for i in guided_layers]
 
 
 def test_unguided_layers_of_a_joint_network_still_carry_the_negative_text():
@@ -474,7 +473,7 @@ def test_unguided_layers_of_a_joint_network_still_carry_the_negative_text():
     with attach(pipe, nag("sd3", layers=(3,))) as attachment:
         one = run("sd3", pipe, steps=STEPS)
         assert attachment.trace.row("transformer_blocks.0") == "ggg"
-        assert Tally.of(attachment.notes()).report().layers == ("transformer_blocks.3.attn",)
+        assert report(attachment).layers == ("transformer_blocks.3.attn",)
     assert 1e-3 < change(one, run("sd3", pipe, steps=STEPS)) < change(guided("sd3", nag("sd3")), one) * 100
 
 
@@ -486,8 +485,7 @@ def test_layers_that_do_not_exist_are_refused():
 # -- what it costs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("name", [*CROSSED, *JOINT])
+@pytest.mark.parametrize(("name", "rows"), [*((name, 1) for name in [*CROSSED, *JOINT]), *((name, 2) for name in FEW)])
 def test_the_cost_is_what_was_promised(name, rows):
     pipe = build(name)
     _, plain = count(lambda: run(name, pipe, steps=STEPS, prompts=2))
@@ -539,13 +537,9 @@ def test_a_published_network_is_planned_with_published_settings():
 
 def test_a_new_negative_of_equal_shape_makes_no_new_graph():
     z, n = draw("z", 2, 8, 16), draw("n", 2, 8, 16)
-    from torch._dynamo.testing import CompileCounter
-
-    from whenwhere.guidance.operator import nag as operator
-
     counter = CompileCounter()
-    compiled = torch.compile(operator, backend=counter, fullgraph=True)
-    torch.testing.assert_close(compiled(z, n, 5.0, 2.5, 0.25), operator(z, n, 5.0, 2.5, 0.25))
+    compiled = torch.compile(operator.nag, backend=counter, fullgraph=True)
+    torch.testing.assert_close(compiled(z, n, 5.0, 2.5, 0.25), operator.nag(z, n, 5.0, 2.5, 0.25))
     compiled(z, -n, 5.0, 2.5, 0.25)
     assert counter.frame_count == 1
 
@@ -568,7 +562,7 @@ def test_tgate_keeps_the_guided_output_and_then_guidance_is_free(name, order):
         cost = attachment.plan.cost
     row = next(row for site, row in zip(trace.sites, trace.rows, strict=True) if site.kind == "cross-attention")
     assert row == "gg...."
-    assert Tally.of(attachment.notes(1)).report().steps == (0, 1)
+    assert report(attachment).steps == (0, 1)
     assert counted == cost.macs
     with guide(name, pipe, nag(name, end=2)) as attachment:
         run(name, pipe, steps=6)
@@ -594,7 +588,7 @@ def test_guidance_may_stop_while_steering_goes_on():
         with attach(pipe, GuidanceStop(2), nag(name)) as attachment:
             latents = run(name, pipe, steps=4)
             assert attachment.trace.rows == attachment.plan.rows
-            assert Tally.of(attachment.notes(1)).report().steps == (0, 1, 2, 3)
+            assert report(attachment).steps == (0, 1, 2, 3)
         with attach(pipe, GuidanceStop(2)):
             assert change(latents, run(name, pipe, steps=4)) > 1e-2
 
@@ -607,6 +601,17 @@ def test_fora_reuses_guided_attention(name):
         assert attachment.trace.rows == attachment.plan.rows
     with guide(name, pipe, FORA(interval=2)):
         assert change(latents, run(name, pipe, steps=4)) > 1e-2
+
+
+def test_blocks_that_the_negative_text_must_go_through_are_not_skipped():
+    pipe = build("sd3")
+    with attach(pipe, DeltaDiT(interval=2, blocks=2), nag("sd3", end=1)):
+        run("sd3", pipe, steps=4)
+    with (
+        attach(pipe, DeltaDiT(interval=2, blocks=2), nag("sd3")),
+        pytest.raises(ValueError, match="another method skipped 2 of 4 blocks in step 1"),
+    ):
+        run("sd3", pipe, steps=4)
 
 
 class Adapted(torch.nn.Module):
@@ -648,6 +653,16 @@ def test_sliced_attention_is_used_as_it_is():
     pipe.enable_attention_slicing("max")
     with attach(pipe, nag("sd")):
         assert change(run("sd", pipe, steps=STEPS), guided("sd", nag("sd"))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*kept in float32")
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_text_and_guidance_follow_the_type_of_the_network(name):
+    pipe = build(name).to(torch.bfloat16)
+    with attach(pipe, nag(name)):
+        half = run(name, pipe, steps=STEPS)
+    assert half.dtype is torch.bfloat16
+    assert change(half.float(), guided(name, nag(name))) < 0.1
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -712,13 +727,13 @@ def test_the_report_says_what_was_done():
     pipe = build("sd")
     with attach(pipe, NAG(3.0, 1e6, 0.5, negative_prompt_embeds=text("sd"), end=2)) as attachment:
         run("sd", pipe, steps=4, prompts=2)
-        report = Tally.of(attachment.notes()).report()
-    assert (len(report.layers), report.steps, report.rows) == (4, (0, 1), 2)
-    assert report.ratio > 1
-    assert (report.clipped, report.scale) == (0, pytest.approx(1.0))  # alpha phi
-    assert "4 layers in 2 steps, 2 rows" in str(report)
+        told = report(attachment)
+    assert (len(told.layers), told.steps, told.rows) == (4, (0, 1), 2)
+    assert told.ratio > 1
+    assert (told.clipped, told.scale) == (0, pytest.approx(1.0))  # alpha phi
+    assert "4 layers in 2 steps, 2 rows" in str(told)
     with attach(pipe, NAG(30.0, 1.0, 0.5, negative_prompt_embeds=text("sd"))) as attachment:
         run("sd", pipe, steps=1)
-        report = Tally.of(attachment.notes()).report()
-    assert report.clipped > 0.9
-    assert report.scale < 0.5 * 29
+        told = report(attachment)
+    assert told.clipped > 0.9
+    assert told.scale < 0.5 * 29

@@ -2,6 +2,7 @@
 
 from .edits import Report
 from .nag import NAG, NASA, VSF
+from .reporting import report
 from .text import Text
 
-__all__ = ["NAG", "NASA", "VSF", "Report", "Text"]
+__all__ = ["NAG", "NASA", "VSF", "Report", "Text", "report"]

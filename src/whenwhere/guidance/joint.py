@@ -86,9 +86,16 @@ def accompanied(call: Call, text: Any) -> Output:
     call.notes["companion"] = companion
     try:
         with tapped(dict(_embeddings(call, companion))):
-            return call.run()
+            output = call.run()
     finally:
         del call.notes["companion"]
+    if companion.visited != companion.blocks:
+        skipped = companion.blocks - companion.visited
+        raise ValueError(
+            f"{call.method}: another method skipped {skipped} of {companion.blocks} blocks in "
+            f"step {call.step.index}, through which the negative text must go; keep their windows apart."
+        )
+    return output
 
 
 def _embeddings(call: Call, companion: Companion) -> Iterator[tuple[nn.Module, Tap]]:

@@ -29,6 +29,7 @@ class Companion:
         embedded: (B, D), its time embedding; `None` where it is the positive one's.
         rotary: the rotary embedding of its tokens and the image's.
         block: the block that is running.
+        visited, blocks: how many blocks it came through, of how many.
     """
 
     rows: slice
@@ -36,6 +37,8 @@ class Companion:
     embedded: Tensor | None = None
     rotary: Any = None
     block: "Block | None" = None
+    visited: int = 0
+    blocks: int = 0
 
 
 class Block(ABC):
@@ -59,6 +62,7 @@ class Block(ABC):
     def run(self) -> Output:
         """Run for both texts; the output is that of the first."""
         self.companion.block = self
+        self.companion.visited, self.companion.blocks = self.companion.visited + 1, self.call.site.count
         try:
             with tapped(self.taps()):
                 output = self.call.run()
