@@ -34,7 +34,7 @@ from diffusers import (
 )
 from torch import nn
 
-from whenwhere import DeepCache, Method, TGate, attach, plan
+from whenwhere import DeepCache, Method, TGate, attach, plan, zoo
 from whenwhere.families import UNET
 
 STEPS = 10
@@ -80,6 +80,10 @@ def pixart_pipeline() -> DiffusionPipeline:
 def caller(pipe: DiffusionPipeline) -> Callable[[], object]:
     """One generation of one image with guidance, up to the latents."""
     pipe.set_progress_bar_config(disable=True)
+    if getattr(pipe, "tokenizer", None) is not None:
+        return lambda: pipe(
+            "red apple", num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(0)
+        )
     text = torch.randn(1, TEXT, WIDTH)
     kwargs = {"prompt_embeds": text, "negative_prompt_embeds": text, "num_inference_steps": STEPS}
     if isinstance(pipe, PixArtAlphaPipeline):
@@ -180,6 +184,7 @@ def main() -> None:
         "microseconds per wrapped call": microseconds_per_call(),
     }
     pipelines = {
+        "emoji-unet": (zoo.load("emoji-unet"), {"T-GATE": (TGate(4, sp_interval=1),), "DeepCache": (DeepCache(3),)}),
         "U-Net": (sd_pipeline(), {"T-GATE": (TGate(4, sp_interval=1),), "DeepCache": (DeepCache(3),)}),
         "PixArt": (
             pixart_pipeline(),
@@ -188,7 +193,7 @@ def main() -> None:
     }
     for name, (pipe, methods) in pipelines.items():
         neutral = {"neutral T-GATE": (TGate(STEPS, sp_interval=1),)}
-        if name == "U-Net":
+        if name != "PixArt":
             neutral["neutral DeepCache"] = (DeepCache(1),)
         rows = interleaved(pipe, {**neutral, **methods}, arguments.runs)
         costs = {label: plan(pipe, *chosen, steps=STEPS).cost for label, chosen in methods.items()}
