@@ -177,7 +177,7 @@ def main() -> None:
     torch.manual_seed(0)
     report: dict[str, object] = {
         "date": date.today().isoformat(),
-        "hardware": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread",
+        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread",
         "torch": torch.__version__,
         "runs": arguments.runs,
         "steps": STEPS,
