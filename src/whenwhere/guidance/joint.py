@@ -1,6 +1,6 @@
 """The decisions of guidance in joint attention, and their cost: the negative text's stream, and the guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,8 @@ from ..decision import Call, Decision, Output, Slot
 from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
-from .guide import ProvideAnew, projected
 from .network import network_of
+from .provide import ProvideAnew, projected
 from .streams import Companion, SingleBlock, block_of
 from .taps import Forward, Tap, tapped
 from .text import Size, spread
@@ -192,10 +192,6 @@ class GuideJoint(Decision):
         if block is None:
             raise RuntimeError(f"{call.site} was called outside its block, so nothing can be guided.")
         tally.visit(call.site, call.step.index, companion.rows.stop - companion.rows.start)
-        block.guide = _guide(self.edit, tally)
+        block.guide = lambda positive, negative: self.edit(positive, negative, tally)
         output = call.run()
         return block.guided(output) if isinstance(block, SingleBlock) else output
-
-
-def _guide(edit: Edit, tally: Tally) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda positive, negative: edit(positive, negative, tally)

@@ -17,9 +17,9 @@ from ..ranges import one_of
 from ..site import Kind, Site
 from .append import Append
 from .edits import Edit, Normalized, Subtracted
-from .guide import Provide
 from .network import Published
 from .operator import Norm
+from .provide import Provide
 from .steering import Steering, finite, guidance
 
 # What is used before a method is fitted to a model.

@@ -15,7 +15,7 @@ from ..decision import Call, Decision, Output, Slot, map_tensors
 from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
-from .guide import negative_text
+from .provide import negative_text
 from .taps import Forward, Tap, tapped
 from .text import Size, spread
 

@@ -15,28 +15,13 @@ from ..method import Method
 from ..ranges import one_of
 from ..site import Kind, Site
 from .edits import Edit
-from .guide import Guide, Provide
+from .fitting import check_processors, size_of
+from .guide import Guide
 from .joint import Accompany, Beside, GuideJoint
 from .network import Network, Published, network_of
+from .provide import Provide
 from .reference import Double, GuideBoth, OneTime
 from .text import Size, Text, encode
-
-# Processors that were tried. Others may project where no tap is.
-PROCESSORS = frozenset(
-    {
-        "AttnProcessor",
-        "AttnProcessor2_0",
-        "FluxAttnProcessor",
-        "FusedAttnProcessor2_0",
-        "FusedHunyuanAttnProcessor2_0",
-        "FusedJointAttnProcessor2_0",
-        "HunyuanAttnProcessor2_0",
-        "IPAdapterAttnProcessor",
-        "IPAdapterAttnProcessor2_0",
-        "JointAttnProcessor2_0",
-        "SlicedAttnProcessor",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +99,7 @@ class Steering(Method):
         network = network_of(denoiser)
         config: Any = denoiser.config
         fitted = replace(self.filled(network.published(config)), network=network)
-        _check_processors(self, denoiser)
+        check_processors(self, denoiser)
         text, prompts = self.text, self.negative_prompt
         if text is None and prompts is not None and pipe is not None:
             given = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -125,7 +110,7 @@ class Steering(Method):
                 f"{self}: the negative embeddings have {text.embeds.shape[-1]} features, "
                 f"{type(denoiser).__name__} takes {width}."
             )
-        return replace(fitted, negative_prompt_embeds=text, size=_size(text, prompts, network, denoiser))
+        return replace(fitted, negative_prompt_embeds=text, size=size_of(text, prompts, network, denoiser))
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """It needs attention to a text, and the chosen layers."""
@@ -193,24 +178,3 @@ def finite(name: str, value: float | None, minimum: float) -> None:
     """
     if value is not None and not (math.isfinite(value) and value >= minimum):
         raise ValueError(f"{name} must be a finite number of at least {minimum}, got {value}")
-
-
-def _check_processors(method: Steering, denoiser: nn.Module) -> None:
-    for path, module in denoiser.named_modules():
-        processor = getattr(module, "processor", None)
-        name = type(processor).__name__
-        own = not getattr(module, "is_cross_attention", True) and getattr(module, "added_kv_proj_dim", None) is None
-        if processor is not None and hasattr(module, "to_q") and not own and name not in PROCESSORS:
-            raise ValueError(
-                f"{method}: {path} has the processor {name}, which is not known to project where it should."
-            )
-
-
-def _size(text: Text | None, prompts: str | Sequence[str] | None, network: Network, denoiser: nn.Module) -> Size:
-    """How much negative text there is, or will be."""
-    rows = text.rows if text is not None else 0 if prompts is None else 1 if isinstance(prompts, str) else len(prompts)
-    tokens = 0
-    if text is not None:
-        tokens = text.embeds.shape[1] + (0 if text.embeds_2 is None else text.embeds_2.shape[1])
-    masked = ("mask" in network.outputs if text is None else text.mask is not None) and network.encoders == 1
-    return Size(rows, tokens, network.projected_width(denoiser) + masked, network.projecting(denoiser))
