@@ -418,7 +418,7 @@ def test_windows_of_steps(window, row):
 
 
 SCHEDULES = [
-    # the counts of the authors' rule, worked out by hand in the specification of their code
+    # the counts of the authors' rule, worked out by hand
     ([1000, 750, 500, 250], True, {0.25: 2, 0.5: 3, 0.75: 4, 0.0: 1}),
     ([999, 749, 499, 249], False, {0.25: 2, 0.5: 3}),
     ([961, 721, 481, 241], False, {0.0: 0}),
