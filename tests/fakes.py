@@ -108,3 +108,15 @@ class Every(Method):
 
     def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         return Compute(whole) if step.index % self.interval == 0 else Reuse()
+
+
+def own_loop(denoiser: nn.Module, scheduler: Any, steps: int) -> Tensor:
+    """A loop of one's own around a U-Net, without a pipeline."""
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    sample, text = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 6, 16, generator=generator)
+    for timestep in scheduler.timesteps:
+        with torch.no_grad():
+            noise = denoiser(encoder_hidden_states=text, sample=sample, timestep=timestep).sample
+        sample = scheduler.step(noise, timestep, sample).prev_sample
+    return sample

@@ -60,7 +60,7 @@ def test_sites_run_in_the_order_of_their_numbers(case):
     called: list[Site] = []
     for site, module in sites.items():
         module.register_forward_pre_hook(lambda *_, site=site: called.append(site))
-    run(case, pipe, steps=2)
+    run(case, pipe, steps=4)
     first = called[: called.index(called[0], 1)]
     # In blocks of joint attention the two streams are independent: their MLPs may run in either order.
     assert [s for s in first if s.kind is not Kind.MLP] == [s for s in sites if s in first and s.kind is not Kind.MLP]

@@ -220,6 +220,8 @@ class Attachment:
     def _executed(self) -> list[float | None]:
         """The timesteps of this generation. Image-to-image runs only the tail of what the scheduler laid out."""
         laid = len(self._scheduler.timesteps)
+        if laid == 0:
+            raise RuntimeError("the scheduler has no timesteps: call its set_timesteps before the denoiser.")
         told = getattr(self._pipe, "_num_timesteps", None)
         count = told if isinstance(told, int) and 0 < told <= laid else laid
         if not any(method.reads_timestep for method in self.methods):
@@ -267,7 +269,7 @@ class Attachment:
             if all(isinstance(opinion.decision, Compute) for opinion in opinions):
                 self._warned = True
                 warnings.warn(
-                    f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=6
+                    f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=7
                 )
 
     # -- the end -----------------------------------------------------------------------------------------------------
