@@ -7,7 +7,17 @@ from .attach import Attachment, attach
 from .calibration import Calibration, calibrate
 from .guidance import NAG, NASA, VSF
 from .method import Method
-from .methods import FORA, BlockCaching, DeepCache, DeltaDiT, FewerSteps, GuidanceStop, SkipCache, TGate
+from .methods import (
+    FORA,
+    BlockCaching,
+    DeepCache,
+    DeltaDiT,
+    FasterDiffusion,
+    FewerSteps,
+    GuidanceStop,
+    SkipCache,
+    TGate,
+)
 from .plan import Plan
 from .planning import plan
 
@@ -21,6 +31,7 @@ __all__ = [
     "Calibration",
     "DeepCache",
     "DeltaDiT",
+    "FasterDiffusion",
     "FewerSteps",
     "GuidanceStop",
     "Method",

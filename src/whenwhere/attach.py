@@ -96,12 +96,18 @@ class Attachment:
         self._latest: Generation | None = None  # that one, or the one before
         self._warned = False
         self._laid_out = False  # since the last call of the denoiser
-        self._clock = Clock(scheduler, self._begin_anew, self._stepped)
-        self._fronts = [self._put_front(i, site, module) for i, (site, module) in enumerate(self._modules.items())]
+        self._clock = Clock(scheduler, self._begin_anew, self._stepped, self._move)
+        self._fronts = [
+            self._put_front(i, site, module)
+            for i, (site, module) in enumerate(self._modules.items())
+            if module is not None
+        ]
 
     def _refuse_the_attached(self) -> None:
         for site, module in self._modules.items():
-            if isinstance(unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front):
+            if module is not None and isinstance(
+                unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front
+            ):
                 raise ValueError(
                     f"{type(self._denoiser).__name__}: something is attached already (found at {site}). "
                     "Detach it first, or pass all methods to one attach(pipe, ...)."
@@ -209,8 +215,9 @@ class Attachment:
         self._clock.index = 0
         timesteps = self._executed()
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
+        skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self.methods:
-            method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size))
+            method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
         modules = list(self._modules.values())
         self._generation = self._latest = Generation(
             self.sites, self.methods, self.anatomy, timesteps, declared, modules
@@ -234,10 +241,21 @@ class Attachment:
         if generation is None:
             return self._expect_the_denoiser()
         generation.stepped(samples)
+        if self.sites[-1].kind is Kind.SCHEDULER:
+            generation.traced.reached[-1] = True
         if self._clock.index + 1 >= generation.count:
             self._abandon()
             self._warn_of_the_idle(generation)
         return None
+
+    def _move(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
+        """The scheduler moves the latents."""
+        generation = self._generation
+        opinions = generation.column.opinions[-1] if generation and self.sites[-1].kind is Kind.SCHEDULER else ()
+        if generation is None or not opinions:
+            return original(*args, **kwargs)
+        named = argument_reader(type(self._scheduler).step)(args, kwargs)
+        return generation.carry_out(len(self.sites) - 1, opinions, original, (), named)
 
     def _begin_anew(self) -> None:
         """The scheduler laid out its steps: a generation will begin with the first call of the denoiser."""

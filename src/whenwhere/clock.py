@@ -39,6 +39,7 @@ class Step:
         branches: guidance branches in the batch of this call; 1 without guidance or with separate calls.
         timestep: the scheduler's value for it, where the plan was laid from a scheduler; `None` otherwise.
         previous: the timestep of the step before; `None` in the first one and where timesteps are not known.
+        timesteps: those of all steps.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Step:
     branches: int = 1
     timestep: float | None = None
     previous: float | None = None
+    timesteps: tuple[float | None, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -56,9 +58,9 @@ class Step:
 
 def lay_out(timesteps: Sequence[float | None], branches: int, passes: int) -> list[Step]:
     """All steps of a generation in the order of evaluation, from its timesteps (`None` where they are not known)."""
-    count = len(timesteps)
+    count, laid = len(timesteps), tuple(timesteps)
     return [
-        Step(i, count, pass_, branches, timestep, previous)
+        Step(i, count, pass_, branches, timestep, previous, laid)
         for i, (timestep, previous) in enumerate(zip(timesteps, [None, *timesteps], strict=False))
         for pass_ in range(passes)
     ]
@@ -67,18 +69,26 @@ def lay_out(timesteps: Sequence[float | None], branches: int, passes: int) -> li
 class Clock:
     """Counts the steps of one scheduler by listening to it; restores it exactly when it stops."""
 
-    def __init__(self, scheduler: Scheduler, begin: Callable[[], None], stepped: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        begin: Callable[[], None],
+        stepped: Callable[[int], None],
+        move: Callable[..., Any] | None = None,
+    ) -> None:
         """Listen to a scheduler.
 
         Args:
             scheduler: any object with `set_timesteps`, `step` and `timesteps`.
             begin: called when a new generation is laid out.
             stepped: called before every `scheduler.step`, with the number of rows of the sample it moves.
+            move: called in place of `scheduler.step`, with that function and the arguments of the call.
         """
         self.scheduler = scheduler
         self.index = 0
         self._begin = begin
         self._stepped = stepped
+        self._move = move or (lambda original, *args, **kwargs: original(*args, **kwargs))
         # Pipelines inspect the signatures of both; a front keeps them visible.
         self._fronts = [
             Front(scheduler, "set_timesteps", self._listen_to_layout),
@@ -98,7 +108,7 @@ class Clock:
         def step(*args: Any, **kwargs: Any) -> Any:
             sample = kwargs["sample"] if "sample" in kwargs else args[2]
             self._stepped(sample.shape[0])
-            result = original(*args, **kwargs)
+            result = self._move(original, *args, **kwargs)
             self.index += 1
             return result
 

@@ -74,11 +74,12 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     bare = next(model.parameters()).device.type == "meta" and not any("forward" in vars(m) for m in model.modules())
     twin = model if bare else meta_twin(model)  # offloading puts weights on the meta device, and fetches them in front
     outputs: dict[str, tuple[int, ...]] = {}
+    tokens: dict[str, int] = {}
     attended: dict[str, Attended] = {}
     handles = [
-        twin.get_submodule(site.path).register_forward_hook(_note_bytes(outputs, site.path))
+        twin.get_submodule(site.path).register_forward_hook(_note_bytes(outputs, tokens, site.path))
         for site in sites
-        if site.kind is not Kind.CONTROL
+        if not site.beside
     ]
     handles += note_sizes(twin, rows, attended)
     try:
@@ -97,24 +98,33 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
             _parts(macs, site.path),
             attended.get(site.path, None if site.path else of_text),
             next(twin.parameters()).element_size(),
+            tokens.get(site.path, 0),
         )
         for site in sites
     ]
 
 
-def price(modules: Mapping[Site, nn.Module], examples: Mapping[Kind, Mapping[str, Any]]) -> list[Unit]:
+def price(modules: Mapping[Site, nn.Module | None], examples: Mapping[Kind, Mapping[str, Any]]) -> list[Unit]:
     """What one row costs at every site, for a pipeline's denoiser and for the network beside it, if there is one.
 
     Args:
         modules: the sites, each with its module; the denoiser is among them.
         examples: by `Kind.MODEL` and `Kind.CONTROL`, what `measure` needs of either.
     """
-    (denoiser,) = (module for site, module in modules.items() if site.kind is Kind.MODEL)
+    (denoiser,) = (module for site, module in modules.items() if module is not None and site.kind is Kind.MODEL)
     units = measure(denoiser, tuple(modules), examples[Kind.MODEL])
     for i, (site, module) in enumerate(modules.items()):
-        if site.kind is Kind.CONTROL and Kind.CONTROL in examples:
+        if site.kind is Kind.SCHEDULER:
+            units[i] = Unit(Macs(), (_latent_bytes(units[0], examples[Kind.MODEL]),), itemsize=units[0].itemsize)
+        if module is not None and site.kind is Kind.CONTROL and Kind.CONTROL in examples:
             (units[i],) = measure(module, [Site(Kind.MODEL, "", 0, 1)], examples[Kind.CONTROL])
     return units
+
+
+def _latent_bytes(model: Unit, example: Mapping[str, Any]) -> int:
+    """Of one sample. More than latents may enter the denoiser (a mask), or leave it (a variance), not both."""
+    entering: Tensor = next(iter(example.values()))
+    return min(sum(model.bytes), entering[0].numel() * entering.element_size())
 
 
 def _parts(macs: Mapping[str, Macs], path: str) -> dict[str, Macs]:
@@ -166,7 +176,7 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
     return Cost(spent, baseline, peak)
 
 
-def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
+def _note_bytes(outputs: dict[str, tuple[int, ...]], tokens: dict[str, int], path: str) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Output) -> None:
         seen: set[int] = set()
         sizes: list[int] = []
@@ -178,5 +188,7 @@ def _note_bytes(outputs: dict[str, tuple[int, ...]], path: str) -> Any:
 
         map_tensors(output, note)
         outputs[path] = tuple(sizes)
+        if isinstance(output, Tensor) and output.ndim == 3:
+            tokens[path] = output.shape[1]
 
     return hook

@@ -13,6 +13,7 @@ _ENCODER, _MIDDLE, _DECODER = Side.ENCODER, Side.MIDDLE, Side.DECODER
 # What runs before what: stages, the layers of a stage in turns, the resampler, the blocks of a layer, the parts of a
 # block.
 _ORDER = (
+    ("conv_in",),
     ("down_blocks",),
     ("mid_block",),
     ("up_blocks",),
@@ -32,6 +33,7 @@ _MODEL = Part(Kind.MODEL, "")
 # (DeepCache, section 3.2; residual 0 is the output of the input convolution, which is always computed).
 _LADDER = (
     _MODEL,
+    Part(Kind.STEM, "conv_in", _ENCODER, Rung.SAME),
     Part(Kind.STAGE, "down_blocks.*", _ENCODER),
     Part(Kind.LAYER, "down_blocks.*.resnets.*", _ENCODER, Rung.NEXT),
     Part(Kind.LAYER, "down_blocks.*.attentions.*", _ENCODER, Rung.SAME),

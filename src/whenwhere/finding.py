@@ -23,17 +23,20 @@ def denoiser_of(pipe: Any) -> nn.Module:
     raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
 
 
-def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[Site, nn.Module]:
+def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[Site, nn.Module | None]:
     """The modules that some method asks about, and the model, by site, in the order of execution.
+
+    The scheduler is a site too, at the end, and has no module.
 
     Raises:
         ValueError: a method refuses the model, or finds no site it asks about.
     """
     denoiser = denoiser_of(pipe)
-    everything = walk(denoiser, anatomy)
+    everything: dict[Site, nn.Module | None] = dict(walk(denoiser, anatomy))
     control = getattr(pipe, "controlnet", None)
     if isinstance(control, nn.Module):
         everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
+    everything[Site(Kind.SCHEDULER, "scheduler", 0, 1)] = None
     return {site: everything[site] for site in choose(everything, methods, type(denoiser).__name__)}
 
 

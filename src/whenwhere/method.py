@@ -21,12 +21,14 @@ class Setting:
         scheduler: class name of the scheduler.
         guidance: the guidance scale, where the pipeline tells it.
         size: shape of one row of what enters the denoiser.
+        skipped: evaluations that the scheduler laid out but that are not executed, in image-to-image.
     """
 
     steps: int
     scheduler: str | None = None
     guidance: float | None = None
     size: tuple[int, ...] | None = None
+    skipped: int = 0
 
 
 class Method(ABC):

@@ -12,6 +12,8 @@ class Kind(StrEnum):
 
     MODEL = "model"  # the whole denoiser
     CONTROL = "control"  # a network beside the denoiser that feeds it residuals (ControlNet)
+    SCHEDULER = "scheduler"  # not a module: the step that moves the latents
+    STEM = "stem"  # what turns latents into features: the input convolution of a U-Net
     STAGE = "stage"  # all layers at one resolution of a U-Net
     LAYER = "layer"  # one residual network, spatial transformer or resampler of a U-Net
     BLOCK = "block"  # one transformer block
@@ -58,9 +60,14 @@ class Site:
     block: int | None = None
     blocks: int = 0
 
+    @property
+    def beside(self) -> bool:
+        """Whether it is no part of the denoiser."""
+        return self.kind in (Kind.CONTROL, Kind.SCHEDULER)
+
     def inside(self, other: "Site") -> bool:
         """Whether this site lies within another one, so that it is not reached when the other is skipped."""
-        if other.kind is Kind.CONTROL or self.kind is Kind.CONTROL:
+        if other.beside or self.beside:
             return False
         return self.path != other.path and (other.path == "" or self.path.startswith(other.path + "."))
 

@@ -56,10 +56,10 @@ def lay(sites: Sequence[Site], methods: Sequence[Method], steps: Sequence[Step])
 
 def ancestors(sites: Sequence[Site]) -> list[list[int]]:
     """For every site the numbers of the sites it lies inside."""
-    numbers = {site.path: i for i, site in enumerate(sites) if site.kind is not Kind.CONTROL}
+    numbers = {site.path: i for i, site in enumerate(sites) if not site.beside}
     found: list[list[int]] = []
     for site in sites:
-        names = site.path.split(".") if site.kind is not Kind.CONTROL else []
+        names = [] if site.beside else site.path.split(".")
         prefixes = [".".join(names[:end]) for end in range(len(names))]
         found.append([numbers[prefix] for prefix in prefixes if prefix in numbers and prefix != site.path])
     return found
@@ -88,7 +88,7 @@ def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ..
     for i, method in enumerate(methods):
         decision = method.decide(site, step) if method.asks(site) else None
         if decision is not None:
-            renewed = any(other != i for other in renewing) and site.kind is not Kind.MODEL
+            renewed = any(other != i for other in renewing) and site.kind not in (Kind.MODEL, Kind.SCHEDULER)
             opinions.append(Opinion(i, decision.fresh() if renewed else decision))
     return tuple(opinions)
 

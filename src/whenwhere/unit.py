@@ -54,6 +54,7 @@ class Unit:
         parts: the multiply-adds of every module inside it, by relative path.
         attended: the sizes of its attention, or of the one attention inside it.
         itemsize: bytes of one number.
+        tokens: N, where what comes out is one tensor of tokens, (rows, N, D); else 0.
     """
 
     macs: Macs
@@ -61,6 +62,7 @@ class Unit:
     parts: Mapping[str, Macs] = field(default_factory=dict)
     attended: Attended | None = None
     itemsize: int = 4
+    tokens: int = 0
 
     def part(self, *paths: str) -> Macs:
         """The multiply-adds of some modules inside; those that it does not have cost nothing."""

@@ -3,10 +3,21 @@
 from .blockcaching import BlockCaching
 from .deepcache import DeepCache
 from .deltadit import DeltaDiT
+from .fasterdiffusion import FasterDiffusion
 from .fewersteps import FewerSteps
 from .fora import FORA
 from .guidancestop import GuidanceStop
 from .skipcache import SkipCache
 from .tgate import TGate
 
-__all__ = ["FORA", "BlockCaching", "DeepCache", "DeltaDiT", "FewerSteps", "GuidanceStop", "SkipCache", "TGate"]
+__all__ = [
+    "FORA",
+    "BlockCaching",
+    "DeepCache",
+    "DeltaDiT",
+    "FasterDiffusion",
+    "FewerSteps",
+    "GuidanceStop",
+    "SkipCache",
+    "TGate",
+]

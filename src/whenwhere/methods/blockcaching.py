@@ -46,7 +46,7 @@ class BlockCaching(Method):
     strict: bool = False
     max_age: int | None = None
 
-    kinds: ClassVar = frozenset(Kind) - {Kind.MODEL, Kind.CONTROL, Kind.STAGE}
+    kinds: ClassVar = frozenset(Kind) - {Kind.MODEL, Kind.CONTROL, Kind.SCHEDULER, Kind.STEM, Kind.STAGE}
     idle_reason: ClassVar = "every measured change is above the threshold."
 
     def __post_init__(self) -> None:
