@@ -111,7 +111,7 @@ def score(pipeline: StableDiffusionPipeline, recipe: Recipe) -> dict[str, object
     order = torch.randperm(len(split.training), generator=generator).tolist()
     training = [split.training[number] for number in order[: recipe.pictures]]
     recombined = split.recombined * recipe.repeats
-    features, sentences, heads = PictureFeatures(), SentenceFeatures(), load_heads()
+    features, judge = PictureFeatures(), Judge(load_heads(), SentenceFeatures(), sorted(labels))
     began = time.perf_counter()
     drawn = draw(pipeline, [prompt(picture) for picture in training], recipe, seed=1000)
     seconds = time.perf_counter() - began
@@ -131,8 +131,8 @@ def score(pipeline: StableDiffusionPipeline, recipe: Recipe) -> dict[str, object
             "real half against real half": distance(real[0::2], real[1::2]),
         },
         "prompt alignment": {
-            "training prompts": agreement(heads, sentences, training, seen, real[: len(training)]),
-            "recombined prompts": agreement(heads, sentences, recombined, unseen, held.repeat(recipe.repeats, 1)),
+            "training prompts": agreement(judge, training, seen, real[: len(training)]),
+            "recombined prompts": agreement(judge, recombined, unseen, held.repeat(recipe.repeats, 1)),
         },
     }
 
@@ -141,22 +141,35 @@ def prompt(picture: Picture) -> str:
     return f"{picture.label}, {picture.style} style"
 
 
-def agreement(
-    heads: AlignmentHeads, sentences: SentenceFeatures, pictures: list[Picture], drawn: Tensor, real: Tensor
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Judge:
+    """What pictures are compared with: prompts in the common space, and the labels to choose from."""
+
+    heads: AlignmentHeads
+    sentences: SentenceFeatures
+    labels: list[str]
+
+    def pictures(self, features: Tensor) -> Tensor:
+        return self.heads(features, torch.zeros(len(features), 384))[0]
+
+    def prompts(self, texts: list[str]) -> Tensor:
+        return self.heads(torch.zeros(len(texts), 1280), self.sentences(texts))[1]
+
+
+@torch.no_grad()
+def agreement(judge: Judge, pictures: list[Picture], drawn: Tensor, real: Tensor) -> dict[str, float]:
     """Mean cosines of drawn and real pictures with their own prompt and with that of another concept."""
-    with torch.no_grad():
-        ours, texts = heads(drawn, sentences([prompt(picture) for picture in pictures]))
-        theirs, _ = heads(real, texts.new_zeros(len(real), 384))
-    other = torch.tensor([another(pictures, number) for number in range(len(pictures))])
+    ours, theirs = judge.pictures(drawn), judge.pictures(real)
+    own = judge.prompts([prompt(picture) for picture in pictures])
+    wrong = own[[another(pictures, number) for number in range(len(pictures))]]
     return {
         "pictures": len(pictures),
-        "drawn": round(float(cosines(ours, texts).mean()), 3),
-        "real": round(float(cosines(theirs, texts).mean()), 3),
-        "drawn, wrong prompt": round(float(cosines(ours, texts[other]).mean()), 3),
-        "real, wrong prompt": round(float(cosines(theirs, texts[other]).mean()), 3),
-        "drawn, label found": round(found(heads, sentences, pictures, ours), 3),
-        "real, label found": round(found(heads, sentences, pictures, theirs), 3),
+        "drawn": round(float(cosines(ours, own).mean()), 3),
+        "real": round(float(cosines(theirs, own).mean()), 3),
+        "drawn, wrong prompt": round(float(cosines(ours, wrong).mean()), 3),
+        "real, wrong prompt": round(float(cosines(theirs, wrong).mean()), 3),
+        "drawn, label found": round(found(judge, pictures, ours), 3),
+        "real, label found": round(found(judge, pictures, theirs), 3),
     }
 
 
@@ -166,16 +179,15 @@ def another(pictures: list[Picture], number: int) -> int:
     return next(other for other in following if pictures[other].label != pictures[number].label)
 
 
-def found(heads: AlignmentHeads, sentences: SentenceFeatures, pictures: list[Picture], images: Tensor) -> float:
-    """The share of pictures nearer to their own label than to any other of these concepts, in their style."""
-    labels = sorted({picture.label for picture in pictures})
+@torch.no_grad()
+def found(judge: Judge, pictures: list[Picture], images: Tensor) -> float:
+    """The share of pictures nearer to their own label than to any other concept the model knows, in their style."""
     right = 0
     for style in sorted({picture.style for picture in pictures}):
         rows = [number for number, picture in enumerate(pictures) if picture.style == style]
-        with torch.no_grad():
-            _, texts = heads(torch.zeros(1, 1280), sentences([f"{label}, {style} style" for label in labels]))
+        texts = judge.prompts([f"{label}, {style} style" for label in judge.labels])
         guesses = (images[rows] @ texts.T).argmax(dim=1).tolist()
-        right += sum(labels[guess] == pictures[row].label for guess, row in zip(guesses, rows, strict=True))
+        right += sum(judge.labels[guess] == pictures[row].label for guess, row in zip(guesses, rows, strict=True))
     return right / len(pictures)
 
 
