@@ -1,5 +1,6 @@
 """The zoo: names, files as the catalogue describes them, and a pipeline like any other."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -99,3 +100,13 @@ def test_a_damaged_copy_is_refused(tmp_path):
         file.write(" ")
     with pytest.raises(RuntimeError, match=r"unet.config\.json is damaged"):
         check(zoo.entry("emoji-unet"), copy)
+
+
+def test_the_scores_are_those_of_the_results_file():
+    results = json.loads((Path(__file__).parents[1] / "docs/results/emoji-unet.json").read_text(encoding="utf-8"))
+    alignment = results["prompt alignment"]
+    assert dict(zoo.entry("emoji-unet").scores) == {
+        "alignment, training prompts": alignment["training prompts"]["drawn"],
+        "alignment, recombined prompts": alignment["recombined prompts"]["drawn"],
+        "KID (EfficientNet-Lite0)": results["KID (EfficientNet-Lite0)"]["drawn against real"]["mean"],
+    }

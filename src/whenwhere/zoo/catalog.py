@@ -16,7 +16,7 @@ class Entry:
     licence: str
     steps: int  # sensible number of denoising steps
     guidance: float  # sensible guidance scale
-    scores: Mapping[str, float]  # see docs/results
+    scores: Mapping[str, float]  # measured, see docs/results
 
 
 EMOJI_UNET = Entry(
@@ -40,7 +40,13 @@ EMOJI_UNET = Entry(
     licence="Apache-2.0; the drawings it learned from are named in NOTICE",
     steps=20,
     guidance=3.0,
-    scores=MappingProxyType({}),
+    scores=MappingProxyType(
+        {
+            "alignment, training prompts": 0.234,
+            "alignment, recombined prompts": 0.202,
+            "KID (EfficientNet-Lite0)": 0.5098,
+        }
+    ),
 )
 
 CATALOG: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in (EMOJI_UNET,)})
