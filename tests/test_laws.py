@@ -5,6 +5,7 @@ A new method adds a row to SETTINGS. The quick tests of the slower laws run on a
 
 import laws
 import pytest
+from interruptions import INTERRUPTIONS, can_be_interrupted
 from laws import Setting
 from pipelines import CASES
 
@@ -76,20 +77,20 @@ def test_a_pipeline_is_accepted_or_refused_as_the_table_says(setting, case):
     laws.accepted_or_refused(setting, case)
 
 
-@pairs()
+@pairs(quick=SOME)
 def test_neutral_is_exact(setting, case):
     laws.neutral_is_exact(setting, case)
 
 
-@pairs()
+@pairs(quick=SOME)
 def test_nothing_is_left_after_detaching(setting, case):
     laws.nothing_left(setting, case)
 
 
-@pytest.mark.parametrize("interruption", laws.INTERRUPTIONS)
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
 @pairs(quick=FEW)
 def test_nothing_is_left_after_an_interrupted_generation(interruption, setting, case):
-    if not laws.can_be_interrupted(interruption, case):
+    if not can_be_interrupted(interruption, case):
         pytest.skip(f"{case} knows no {interruption}")
     laws.nothing_left_after(interruption, setting, case)
 
