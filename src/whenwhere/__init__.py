@@ -17,6 +17,7 @@ from .methods import (
     GuidanceStop,
     SkipCache,
     TGate,
+    ToCa,
 )
 from .plan import Plan
 from .planning import plan
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "SkipCache",
     "TGate",
+    "ToCa",
     "attach",
     "calibrate",
     "plan",

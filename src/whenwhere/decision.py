@@ -65,6 +65,7 @@ class Slot:
     """What one method remembers at one site, in one pass."""
 
     memory: "Memory"
+    key: tuple[int, int | str, int]  # method, site or shared home, pass
     value: Output = None
     shape: torch.Size | None = None  # of the tokens that entered the site when the value was made
     like: tuple[torch.dtype, torch.device] | None = None
@@ -75,6 +76,11 @@ class Slot:
     def empty(self) -> bool:
         """Whether nothing is remembered."""
         return self.shape is None
+
+    def beside(self, name: str) -> "Slot":
+        """Another slot of the same method and pass, by a name: for what one site leaves for others."""
+        method, _, pass_ = self.key
+        return self.memory.slot(method, name, pass_)
 
     def put(self, value: Output, call: Call, branches: int = 1) -> None:
         """Remember a value made in this call, detached; one of so many branches is left in it."""
@@ -115,7 +121,7 @@ class Memory:
         key = (method, site, pass_)
         found = self.slots.get(key)
         if found is None:
-            found = self.slots[key] = Slot(self)
+            found = self.slots[key] = Slot(self, key)
         return found
 
     def account(self, slot: Slot, size: int) -> None:

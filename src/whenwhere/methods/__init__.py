@@ -9,6 +9,7 @@ from .fora import FORA
 from .guidancestop import GuidanceStop
 from .skipcache import SkipCache
 from .tgate import TGate
+from .toca import ToCa
 
 __all__ = [
     "FORA",
@@ -20,4 +21,5 @@ __all__ = [
     "GuidanceStop",
     "SkipCache",
     "TGate",
+    "ToCa",
 ]

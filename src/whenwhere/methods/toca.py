@@ -1,0 +1,185 @@
+"""ToCa: accelerating diffusion transformers with token-wise feature caching (Zou et al., ICLR 2025,
+https://arxiv.org/abs/2410.05317).
+
+Between full steps attention and MLP outputs are reused. Tokens differ in how much they suffer from that, so the MLP
+(and cross-attention) runs on the few that suffer most: those that others attend to, or that heed the text least
+clearly, that were left alone for long, and that are the best of their neighbourhood.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, Literal
+
+from ..clock import Step
+from ..decision import Decision
+from ..method import Method, Setting
+from ..ranges import at_least, one_of
+from ..refresh import Full, Recall, Refresh
+from ..site import Kind, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How much is refreshed where and when: the constants of one of the authors' implementations.
+
+    A slope w means the factor 1 + w - 2 w p, with the position p = s / steps, or block / last block. Steps s count down
+    to 0 or up from 0.
+
+    Attributes:
+        counts_down: whether s is steps - 1 at the first step, and 0 at the last; else the other way round.
+        steps, blocks: slopes of the share of tokens over the run, and over the depth.
+        cross, mlp: factors of that share in cross-attention and in the MLP.
+        cycle: slope of the distance of full steps, which divides the interval.
+        window: where, as fractions s / steps, every second step is full; empty for nowhere.
+        bonus, cell: by how much the best of every cell x cell tokens is favoured.
+        shared: whether all guidance branches refresh the same tokens.
+    """
+
+    counts_down: bool
+    steps: float
+    blocks: float
+    cross: float
+    mlp: float
+    cycle: float
+    window: tuple[float, ...]
+    bonus: float
+    cell: int
+    shared: bool
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "dit-ddim": Schedule(True, 2.0, -0.2, 0.0, 2.5, 0.4, (0.2, 0.4), 0.6, 2, shared=False),
+    "dit-ddpm": Schedule(True, 0.4, 0.8, 0.0, 2.5, 0.4, (0.2, 0.4), 0.6, 2, shared=False),
+    "pixart": Schedule(False, 0.9, 0.6, 0.6, 1.6, -0.2, (), 0.4, 4, shared=True),
+}
+
+SOURCES = {  # of the score: the kind of attention whose projections tell it; the others need none
+    "attention": Kind.SELF_ATTENTION,
+    "key_norm": Kind.SELF_ATTENTION,
+    "value_norm": Kind.SELF_ATTENTION,
+    "cross_attention": Kind.CROSS_ATTENTION,
+    "norm": None,
+    "random": None,
+}
+
+
+@dataclass(frozen=True)
+class ToCa(Method):
+    """ToCa, for stacks of plain blocks: DiT, and PixArt with `score="cross_attention", schedule="pixart"`.
+
+    Attributes:
+        interval: N, at least 1: about every N-th step is full; 1 is the plain run.
+        fresh_ratio: in [0, 1]: the share of tokens that is refreshed, before the factors of the schedule; 0 is FORA.
+            Published: 0.07 for DiT, 0.3 for PixArt.
+        score: what makes a token important: the "attention" it receives (s1 of the paper), the entropy of its
+            "cross_attention" (s2), the "key_norm", "value_norm" or "norm" of its features, or nothing ("random").
+        frequency_weight: lambda3, at least 0: the weight of the steps since it was computed last (s3), in units of N.
+        schedule: "dit-ddim" (50 steps), "dit-ddpm" (250 steps) or "pixart", or a `Schedule`.
+        grid: height and width of the token grid; empty for a square.
+
+    Raises:
+        ValueError: a field out of range, here or when the model is known.
+        TypeError: a field of the wrong type.
+    """
+
+    interval: int = 3
+    fresh_ratio: float = 0.07
+    score: Literal["attention", "cross_attention", "key_norm", "value_norm", "norm", "random"] = "attention"
+    frequency_weight: float = 0.25
+    schedule: str | Schedule = "dit-ddim"
+    grid: tuple[int, ...] = ()
+
+    kinds: ClassVar = frozenset({Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.MLP})
+    idle_reason: ClassVar = "every step is a full one; choose a larger interval."
+
+    def __post_init__(self) -> None:
+        at_least(1, interval=self.interval)
+        if not 0 <= self.fresh_ratio <= 1:
+            raise ValueError(f"fresh_ratio must be a share in [0, 1], got {self.fresh_ratio}")
+        one_of("score", self.score, tuple(SOURCES))
+        if not 0 <= self.frequency_weight < math.inf:
+            raise ValueError(f"frequency_weight must be at least 0, got {self.frequency_weight}")
+        if not isinstance(self.schedule, Schedule):
+            one_of("schedule", self.schedule, tuple(SCHEDULES))
+        object.__setattr__(self, "grid", tuple(self.grid))
+        at_least(1, **{f"grid[{i}]": side for i, side in enumerate(self.grid)})
+        if len(self.grid) not in (0, 2):
+            raise ValueError(f"grid must be (height, width), or empty for a square, got {self.grid}")
+
+    @property
+    def constants(self) -> Schedule:
+        """The schedule itself."""
+        return self.schedule if isinstance(self.schedule, Schedule) else SCHEDULES[self.schedule]
+
+    def check(self, sites: Sequence[Site], model: str) -> None:
+        """A stack of plain blocks, and the attention that the score is read from."""
+        blocks = [site for site in sites if site.kind is Kind.BLOCK]
+        plain = len(blocks) == max((site.blocks for site in blocks), default=0) and all(b.side is None for b in blocks)
+        kinds = {site.kind for site in sites}
+        if not plain or not blocks or kinds & {Kind.STAGE, Kind.JOINT_ATTENTION}:
+            raise ValueError(
+                f"{self} knows stacks of plain blocks, as in DiT and PixArt; {model} is none. FORA works on this model."
+            )
+        if SOURCES[self.score] is Kind.CROSS_ATTENTION and Kind.CROSS_ATTENTION not in kinds:
+            raise ValueError(f"{self} scores by cross-attention; {model} has none: score='attention' works on it.")
+
+    def review(self, setting: Setting) -> None:
+        """A grid that is not square must be named, since tokens do not tell."""
+        oblong = setting.size is not None and setting.size[-1] != setting.size[-2]
+        if oblong and not self.grid and self.constants.bonus and self.fresh_ratio:
+            raise ValueError(f"{self}: the picture is not square; name its tokens by grid=(height, width).")
+
+    def full_steps(self, steps: int) -> tuple[int, ...]:
+        """The steps among this many at which everything is computed, ascending from 0."""
+        return _full_steps(steps, self.interval, self.constants, self.fresh_ratio > 0)
+
+    def share(self, site: Site, step: Step) -> float:
+        """The share of tokens that is refreshed at a step that is not full, in [0, 1]."""
+        fixed = self.constants
+        part = {Kind.CROSS_ATTENTION: fixed.cross, Kind.MLP: fixed.mlp}.get(site.kind, 0.0)
+        moment = step.count - 1 - step.index if fixed.counts_down else step.index
+        depth = (site.block or 0) / max(1, site.blocks - 1)
+        ratio = self.fresh_ratio * _factor(fixed.blocks, depth) * _factor(fixed.steps, moment / step.count) * part
+        return min(max(ratio, 0.0), 1.0)
+
+    def decide(self, site: Site, step: Step) -> Decision | None:
+        """Full steps compute, keep and score; the others reuse, and refresh where the schedule says so."""
+        full = self.full_steps(step.count)
+        age = step.index - full[bisect_right(full, step.index) - 1]
+        fixed = self.constants
+        refreshed = (
+            self.fresh_ratio > 0 and {Kind.CROSS_ATTENTION: fixed.cross, Kind.MLP: fixed.mlp}.get(site.kind, 0) > 0
+        )
+        scored = self.fresh_ratio > 0 and SOURCES[self.score] is site.kind
+        whole = Full(step.branches, site.block or 0, self.score if scored else "", refreshed, age)
+        if age == 0:
+            return whole
+        ratio = self.share(site, step) if refreshed else 0.0
+        return Refresh(ratio, whole) if ratio > 0 else Recall(whole)
+
+
+def _factor(slope: float, position: float) -> float:
+    return 1 + slope - 2 * slope * position
+
+
+@cache
+def _full_steps(steps: int, interval: int, fixed: Schedule, varied: bool) -> tuple[int, ...]:
+    """A step is full if s is divisible by the present distance and also by the one it sets for what follows.
+
+    The authors' code lets the first block compute where only the former holds, and the others not; here such a step is
+    not full. One more difference: an interval of 1 makes every step full, whatever the distance is rounded to.
+    """
+    full, distance = [], interval
+    for i in range(steps):
+        s = steps - 1 - i if fixed.counts_down else i
+        if i and s % distance:
+            continue
+        inside = varied and bool(fixed.window) and fixed.window[0] * steps <= s < fixed.window[1] * steps
+        cycle = fixed.cycle if varied else 0.0
+        distance = 2 if inside else max(1, round(interval / _factor(cycle, s / steps)))
+        if i == 0 or s % distance == 0:
+            full.append(i)
+    return tuple(range(steps)) if interval == 1 else tuple(full)

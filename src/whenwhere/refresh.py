@@ -1,0 +1,169 @@
+"""Decisions that reuse what a site put out, but run it anew on the tokens that need it most."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .decision import Call, Compute, Decision, Output, Slot
+from .importance import normalised
+from .scoring import run_and_score
+from .tokens import favour, grid_of, highest, many, put, take
+from .unit import Macs, Unit
+
+_FLOAT = 4  # bytes of a score, and of a step
+
+
+@dataclass(frozen=True, slots=True)
+class Full(Decision):
+    """Run the site and keep its output; also its tokens' scores and ages, where they are needed.
+
+    Attributes:
+        branches: guidance branches of the batch.
+        block: number of the block, which names its scores.
+        score: which score this attention's own projections tell; empty for none.
+        tracked: whether ages are kept: the step, since the last full one, at which every token was computed.
+        age: of this step; 0 at a full one.
+    """
+
+    branches: int
+    block: int
+    score: str = ""
+    tracked: bool = False
+    age: int = 0
+
+    symbol: ClassVar[str] = "#"
+    name: ClassVar[str] = "computed"
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Run, remember, score."""
+        output, score = run_and_score(call, self.score) if self.score else (call.run(), None)
+        kept = {"output": output}
+        if self.tracked:
+            grid_of(call.tokens.shape[1], call.method.grid)  # refuses now what could not be spread later
+            kept["since"] = torch.full(call.tokens.shape[:2], self.age, dtype=torch.int32, device=call.tokens.device)
+        slot.put(kept, call)
+        if score is not None:
+            slot.beside(f"score {self.block}").put(score, call)
+        return output
+
+    @property
+    def keeps(self) -> bool:
+        """Always."""
+        return True
+
+    def bare(self) -> Decision:
+        """Run the site, nothing else."""
+        return Compute()
+
+    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:
+        """The output, and a number a token for scores and for ages."""
+        notes = _FLOAT * unit.tokens * (bool(self.score) + self.tracked)
+        return (sum(unit.bytes) + notes) * branches * samples
+
+    def extra(self, unit: Unit, samples: int) -> Macs:
+        """Scores that need the attention map cost one of attention's two products again."""
+        product = (unit.macs.all - unit.macs.papers) // 2 if self.score in ("attention", "cross_attention") else 0
+        return Macs(product * self.branches * samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall(Decision):
+    """Return what was kept."""
+
+    whole: Full
+
+    symbol: ClassVar[str] = "."
+    name: ClassVar[str] = "reused"
+    recalls: ClassVar[bool] = True
+    stops: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Recall."""
+        return slot.get(call)["output"]
+
+    def fresh(self) -> Decision:
+        """Run and keep."""
+        return self.whole
+
+    def share(self) -> float:
+        """Nothing is spent."""
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh(Decision):
+    """Return what was kept, with the tokens that need it most computed anew and kept in their turn.
+
+    Attributes:
+        ratio: share of the tokens, rounded down to whole ones.
+        whole: what is done instead where nothing is kept.
+    """
+
+    ratio: float
+    whole: Full
+
+    symbol: ClassVar[str] = "o"
+    name: ClassVar[str] = "some tokens refreshed"
+    recalls: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Choose, run on the chosen, put them back."""
+        kept, tokens = slot.get(call), call.tokens
+        output, since = kept["output"], kept["since"]
+        count = many(self.ratio, tokens.shape[1])
+        if count == 0:
+            return output
+        chosen = highest(self._scores(call, slot, since), count)
+        output = put(output, chosen, _run_on(call, take(tokens, chosen)))
+        since = since.scatter(1, chosen, self.whole.age)
+        slot.put({"output": output, "since": since}, call)
+        return output
+
+    def _scores(self, call: Call, slot: Slot, since: Tensor) -> Tensor:
+        """S of the paper, (B, N): the base score, the weighted age, and the bonus for the best of every cell."""
+        method, fixed = call.method, call.method.constants
+        if method.score == "norm":
+            base = normalised(call.tokens.float().norm(dim=-1))
+        elif method.score == "random":
+            base = _random(call, since)
+        else:
+            base = slot.beside(f"score {self.whole.block}").value
+        if fixed.shared and call.branches is not None:
+            base = call.branches.mean(base).repeat(len(call.branches.roles), 1)
+        reused = self.whole.age - 1 - since  # steps in which a token was reused since it was computed
+        scores = base + method.frequency_weight * reused / method.interval
+        return favour(scores, grid_of(scores.shape[1], method.grid), fixed.cell, fixed.bonus) if fixed.bonus else scores
+
+    def fresh(self) -> Decision:
+        """Run on all tokens, and keep."""
+        return self.whole
+
+    def share(self) -> float:
+        """Nothing of the whole; see `extra`."""
+        return 0.0
+
+    def extra(self, unit: Unit, samples: int) -> Macs:
+        """The chosen tokens' part; the text's keys and values are projected whatever is chosen."""
+        count = many(self.ratio, unit.tokens)
+        if count == 0:
+            return Macs()
+        text = unit.part("to_k", "to_v") if unit.attended and unit.attended.text else Macs()
+        spent = text + (unit.macs - text).times(count / unit.tokens)
+        return spent.times(self.whole.branches * samples)
+
+
+def _run_on(call: Call, tokens: Tensor) -> Tensor:
+    """Run on other tokens, every other argument as it is."""
+    if call.args:
+        output: Tensor = call.forward(tokens, *call.args[1:], **call.kwargs)
+    else:
+        output = call.forward(**call.kwargs | {"hidden_states": tokens})
+    return output
+
+
+def _random(call: Call, like: Tensor) -> Tensor:
+    """The same for all rows, and for every run."""
+    generator = torch.Generator().manual_seed(call.step.index * 1009 + (call.site.block or 0))
+    return torch.rand(1, like.shape[1], generator=generator).to(like.device).expand(like.shape[0], -1)
