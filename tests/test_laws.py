@@ -63,7 +63,7 @@ EVERY_PAIR = [(setting, case) for setting in SETTINGS for case in CASES]
 ACCEPTED = [(setting, case) for setting, case in EVERY_PAIR if setting.accepts(case)]
 
 
-def pairs(quick=tuple(CASES)):
+def pairs(quick):
     """All accepted pairs; those outside the quick selection are marked slow."""
     return pytest.mark.parametrize(
         ("setting", "case"),
@@ -100,7 +100,7 @@ def test_generations_are_independent(setting, case):
     laws.generations_are_independent(setting, case)
 
 
-@pairs()
+@pairs(quick=SOME)
 def test_the_plan_tells_the_truth(setting, case):
     laws.plan_tells_the_truth(setting, case)
 

@@ -28,6 +28,7 @@ from .method import Method, Setting
 from .plan import Plan
 from .site import Kind, Site
 from .table import Column
+from .unit import Unit
 
 
 def attach(
@@ -92,6 +93,7 @@ class Attachment:
         self._refuse_the_attached()
         self.sites = tuple(self._modules)
         self._examples: dict[Kind, dict[str, Any]] = {}
+        self._units: list[Unit] = []  # what these examples cost; empty until somebody asks
         self._generation: Generation | None = None  # the one that is running
         self._latest: Generation | None = None  # that one, or the one before
         self._warned = False
@@ -155,8 +157,9 @@ class Attachment:
     def _table(self, what: Literal["plan", "trace"], generation: Generation, columns: list[Column]) -> Plan:
         samples = generation.samples or (generation.branches.samples if generation.branches else 1)
         held = generation.memory.peak if what == "trace" else None
-        model, units = type(self._denoiser).__name__, price(self._modules, self._examples)
-        return Plan.of(what, model, self.methods, self.sites, columns, units, samples, held)
+        self._units = self._units or price(self._modules, self._examples)
+        model = type(self._denoiser).__name__
+        return Plan.of(what, model, self.methods, self.sites, columns, self._units, samples, held)
 
     # -- a generation ------------------------------------------------------------------------------------------------
 
@@ -189,6 +192,7 @@ class Attachment:
             generation = self._generation or self._begin(named)
             if site.kind not in self._examples or not generation.trace:
                 self._examples[site.kind] = map_tensors(named, _on_meta)
+                self._units = []
             rows = next(iter(named.values())).shape[0]
             generation.open(self._clock.index, rows if site.kind is Kind.MODEL else None)
             generation.traced.reached[i] = True
