@@ -73,7 +73,8 @@ def _entropy(call: Call, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _norm(_: Call, projected: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(projected.float(), dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(projected.float(), dim=-1)
+    return norms
 
 
 def _heads(call: Call) -> int:
