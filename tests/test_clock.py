@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+from dataclasses import dataclass
+from typing import ClassVar
 
 import diffusers
 import pytest
@@ -13,7 +15,9 @@ from tiny_models import BETAS
 
 from whenwhere import DeepCache, TGate, attach
 from whenwhere.clock import Clock, lay_out
+from whenwhere.decision import Compute, Reuse, whole
 from whenwhere.finding import denoiser_of
+from whenwhere.site import Kind
 
 
 def clock_on(scheduler):
@@ -121,6 +125,24 @@ def test_image_to_image_counts_what_it_executes_whatever_the_strength():
         for strength, row in ((0.5, "#.#."), (0.9, "#.#.#.#"), (0.5, "#.#.")):
             run("sd-img2img", pipe, steps=8, strength=strength)
             assert attachment.trace.row("mid_block") == row == attachment.plan.row("mid_block")
+
+
+def test_timesteps_are_those_that_are_executed_be_it_the_head_or_the_tail_of_the_schedule():
+    """Of 999, 799.2, 599.4, 399.6, 199.8, 0 the base of an ensemble runs the first three, a refiner the last three."""
+
+    @dataclass(frozen=True)
+    class Late(Every):
+        kinds: ClassVar = frozenset({Kind.STAGE})
+        reads_timestep: ClassVar = True
+
+        def decide(self, site, step):  # noqa: ARG002
+            return Reuse() if 150 < step.timestep < 600 else Compute(whole)
+
+    for name, part, row in (("sdxl", "denoising_end", "##."), ("sdxl-img2img", "denoising_start", "#.#")):
+        pipe = build(name)
+        with attach(pipe, Late()) as attachment:
+            run(name, pipe, **{part: 0.5})
+        assert attachment.trace.row("mid_block") == row
 
 
 def test_separate_guidance_calls_are_passes_of_one_step():

@@ -217,7 +217,7 @@ class Attachment:
         if self._guidance is not None:
             declared = self.anatomy.roles if self._guidance else (Role.CONDITIONAL,)
         self._clock.index = 0
-        timesteps = self._executed()
+        timesteps = self._executed(named.get("timestep"))
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
         skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self.methods:
@@ -228,8 +228,12 @@ class Attachment:
         )
         return self._generation
 
-    def _executed(self) -> list[float | None]:
-        """The timesteps of this generation. Image-to-image runs only the tail of what the scheduler laid out."""
+    def _executed(self, given: Any) -> list[float | None]:
+        """The timesteps of this generation. Image-to-image runs only the tail of what the scheduler laid out.
+
+        Args:
+            given: the first one, as the denoiser was told.
+        """
         laid = len(self._scheduler.timesteps)
         if laid == 0:
             raise RuntimeError("the scheduler has no timesteps: call its set_timesteps before the denoiser.")
@@ -237,7 +241,11 @@ class Attachment:
         count = told if isinstance(told, int) and 0 < told <= laid else laid
         if not any(method.reads_timestep for method in self.methods):
             return [None] * count  # reading them would synchronise the device
-        return [float(t) for t in self._scheduler.timesteps[laid - count :]]
+        timesteps: list[float | None] = [float(t) for t in self._scheduler.timesteps]
+        first = laid - count
+        if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
+            first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
+        return timesteps[first : first + count]
 
     def _stepped(self, samples: int) -> None:
         """The scheduler is about to move; after the last step the generation is over."""
