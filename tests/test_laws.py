@@ -9,7 +9,7 @@ from interruptions import INTERRUPTIONS, can_be_interrupted
 from laws import Setting
 from pipelines import CASES
 
-from whenwhere import DeepCache, GuidanceStop, TGate
+from whenwhere import DeepCache, FasterDiffusion, GuidanceStop, TGate, ToCa
 
 # One reason per column of cases: no skip connections, no cross-attention, branches that no rule covers.
 WITHOUT_SKIPS = dict.fromkeys(
@@ -21,6 +21,12 @@ WITHOUT_TEXT_ATTENTION = dict.fromkeys(
 )
 PERTURBED = {"sd-pag": "perturbed-attention guidance splits its batch"}
 THREE_BRANCHES = dict.fromkeys(["sd-pag", "sd-pix2pix"], "averages two guidance branches; .* has 3. GuidanceStop works")
+WITHOUT_ENCODER = dict.fromkeys(
+    ["pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte"], "use FORA or DeltaDiT"
+)
+WITHOUT_ENCODER |= dict.fromkeys(["sd3", "sd35", "flux", "flux-true-cfg"], "FORA works on it")
+WITHOUT_PURE_NOISE = dict.fromkeys(["sd-img2img", "sdxl-img2img", "sdxl-inpaint"], "starts from a picture .* alpha=0")
+PLAIN_STACKS = ("dit", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma")
 
 SETTINGS = (
     Setting(
@@ -51,6 +57,27 @@ SETTINGS = (
         neutral=lambda steps: (TGate(gate_step=steps, sp_interval=1), DeepCache(interval=1)),
         refused=WITHOUT_SKIPS | WITHOUT_TEXT_ATTENTION,
         refused_later=THREE_BRANCHES,
+    ),
+    Setting(
+        "Faster Diffusion",
+        (FasterDiffusion(every=3, alpha=0),),
+        neutral=lambda _: (FasterDiffusion(every=1, alpha=0),),
+        refused=WITHOUT_ENCODER,
+        refused_later={},
+    ),
+    Setting(
+        "Faster Diffusion, ahead and with noise",
+        (FasterDiffusion(every=3, batch_cap=2),),
+        neutral=lambda _: (FasterDiffusion(every=1, alpha=0, batch_cap=2),),
+        refused=WITHOUT_ENCODER,
+        refused_later=WITHOUT_PURE_NOISE,
+    ),
+    Setting(
+        "ToCa",
+        (ToCa(interval=3, fresh_ratio=0.3),),
+        neutral=lambda _: (ToCa(interval=1),),
+        refused=dict.fromkeys([case for case in CASES if case not in PLAIN_STACKS], "stacks of plain blocks"),
+        refused_later={},
     ),
 )
 

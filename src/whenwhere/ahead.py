@@ -170,7 +170,7 @@ def _widened(value: Any, total: int, branches: int, width: int) -> Any:
 def _repeat(tensor: Tensor, branches: int, width: int) -> Tensor:
     """(branches * B, ...) -> (branches * width * B, ...): branch by branch, in it step by step."""
     rows = tensor.reshape(branches, 1, -1, *tensor.shape[1:])
-    return rows.expand(-1, width, *rows.shape[2:]).flatten(0, 2)
+    return rows.expand(-1, width, *rows.shape[2:]).flatten(0, 2).contiguous()
 
 
 def _of_step(branches: int, width: int, step: int, tensor: Tensor) -> Tensor:
