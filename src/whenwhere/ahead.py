@@ -182,8 +182,7 @@ def _narrowed(call: Call, width: int) -> Call:
     """The same call with the rows of the first step only."""
     branches = _declared(call)
     count = len(branches.roles)
-    # The rows may be frames: then some arguments have one for every frame, others one for every video.
-    rows = (len(call.tokens), count * branches.samples)
+    rows = (len(call.tokens), count * branches.samples)  # those of frames, if there are any, and those of videos
 
     def first(tensor: Tensor) -> Tensor:
         return _of_step(count, width, 0, tensor) if tensor.ndim and len(tensor) in rows else tensor
@@ -193,8 +192,8 @@ def _narrowed(call: Call, width: int) -> Call:
         nested = not isinstance(value, Tensor) and name != "encoder_hidden_states"
         return value if nested else map_tensors(value, first)
 
-    args = tuple(narrow("", value) for value in call.args)
-    return replace(call, args=args, kwargs={name: narrow(name, value) for name, value in call.kwargs.items()})
+    kwargs = {name: narrow(name, value) for name, value in call.kwargs.items()}
+    return replace(call, args=tuple(narrow("", value) for value in call.args), kwargs=kwargs)
 
 
 def _repeated(output: Output, call: Call, width: int) -> Output:
