@@ -40,6 +40,7 @@ class Recipe:
     vocabulary: int = 2048
     text_length: int = 16
     odds: CaptionOdds = field(default_factory=CaptionOdds)
+    batch_size: int = 32
     seed: int = 0
     preview_every: float = 1200.0  # seconds
 
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, required=True, help="seconds of training")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-unet"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast: twice as fast on CPUs with AMX, and on GPUs")
     args = parser.parse_args()
     recipe = Recipe()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
@@ -67,7 +69,7 @@ def main() -> None:
     vae = PatchPCA.fit(to_unit(pixels[: len(split.training)]), recipe.latent_channels)
     pipeline = build(recipe, vae, learn_words(recipe))
     pipeline.to(args.device)
-    config = TrainConfig(budget=args.budget, seed=recipe.seed)
+    config = TrainConfig(budget=args.budget, batch_size=recipe.batch_size, bfloat16=args.bfloat16, seed=recipe.seed)
     state = TrainState(pipeline.unet, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed)
     preview = Preview(pipeline, recipe.preview_every, args.out)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)

@@ -7,7 +7,8 @@ a run ends well trained however fast the machine is. A run saves itself and goes
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whenwhere.train.state import TrainState
 
@@ -35,6 +37,7 @@ class TrainConfig:
     # Where noise prevails only the text can tell what to draw; min-SNR alone leaves hardly any gradient there.
     least_weight: float = 0.2
     clip: float = 1.0  # largest norm of the gradient
+    bfloat16: bool = False  # autocast; weights, their mean and the optimiser stay in float32
     log_every: int = 50  # steps
     save_every: float = 300.0  # seconds
     seed: int = 0
@@ -100,11 +103,12 @@ def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: Tra
     """One optimiser step; returns the weighted loss."""
     batch = draw(config.batch_size, state.generator)
     target = corrupt(batch.latents, scheduler, config, state.generator)
-    text = state.text_encoder(batch.input_ids).last_hidden_state  # (B, T, D)
-    answer = state.unet(target.noisy, target.timesteps, text).sample
-    errors = functional.mse_loss(answer, target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
-    loss = (errors * target.weights).mean()
-    torch.autograd.backward(loss)
+    with precision(batch.latents.device.type, config.bfloat16):
+        text = state.text_encoder(batch.input_ids).last_hidden_state  # (B, T, D)
+        answer = state.unet(target.noisy, target.timesteps, text).sample
+        errors = functional.mse_loss(answer.float(), target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+        loss = (errors * target.weights).mean()
+        torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.parameters, config.clip)
     for group in state.optimiser.param_groups:
         group["lr"] = config.learning_rate * rate(progress, config.warm_up)
@@ -113,6 +117,19 @@ def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: Tra
     state.step += 1
     state.average(config.ema_decay)
     return loss.item()
+
+
+@contextmanager
+def precision(device: str, bfloat16: bool) -> Iterator[None]:
+    """What a step computes in. The fused attention of CPUs is several times slower backwards in bfloat16: not used."""
+    if not bfloat16:
+        yield
+    elif device == "cpu":
+        with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        with torch.autocast(device, torch.bfloat16):
+            yield
 
 
 def corrupt(

@@ -32,7 +32,7 @@ class TrainState:
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
         self.mean = [parameter.detach().clone() for parameter in self.parameters]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay
+            self.parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True
         )
         self.generator = torch.Generator().manual_seed(self.seed)
 
