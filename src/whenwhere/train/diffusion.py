@@ -61,6 +61,14 @@ class DenoiserInput(NamedTuple):
 
 Draw = Callable[[int, torch.Generator], Batch]
 Watch = Callable[[TrainState], None]
+Answer = Callable[[TrainState, DenoiserInput, Tensor], Tensor]  # the state, its input, token ids (B, T)
+
+
+def unet_answer(state: TrainState, given: DenoiserInput, input_ids: Tensor) -> Tensor:
+    """What a U-Net that reads text answers, (B, C, H, W)."""
+    text = state.text_encoder(input_ids).last_hidden_state  # (B, T, D)
+    answer: Tensor = state.denoiser(given.noisy, given.timesteps, text).sample
+    return answer
 
 
 def train(
@@ -70,6 +78,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    answer: Answer = unet_answer,
     watch: Iterable[Watch] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainState:
@@ -83,7 +92,7 @@ def train(
         state.load(checkpoint)
     since, saved, losses = clock() - state.seconds, state.seconds, []
     while (progress := max(state.seconds / config.budget, state.step / config.steps)) < 1:
-        losses.append(advance(state, scheduler, draw, config, progress))
+        losses.append(advance(state, scheduler, draw, config, progress, answer))
         state.seconds = clock() - since
         if state.step % config.log_every == 0:
             record(out / "loss.jsonl", state, config, sum(losses) / len(losses))
@@ -99,14 +108,15 @@ def train(
     return state
 
 
-def advance(state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: TrainConfig, progress: float) -> float:
+def advance(
+    state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: TrainConfig, progress: float, answer: Answer
+) -> float:
     """One optimiser step; returns the weighted loss."""
     batch = draw(config.batch_size, state.generator)
     target = corrupt(batch.latents, scheduler, config, state.generator)
     with precision(batch.latents.device.type, config.bfloat16):
-        text = state.text_encoder(batch.input_ids).last_hidden_state  # (B, T, D)
-        answer = state.unet(target.noisy, target.timesteps, text).sample
-        errors = functional.mse_loss(answer.float(), target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+        found = answer(state, target, batch.input_ids).float()
+        errors = functional.mse_loss(found, target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
         loss = (errors * target.weights).mean()
         torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.parameters, config.clip)

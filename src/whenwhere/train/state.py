@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers import CLIPTextModel
 
 
 @dataclass
 class TrainState:
-    """One run, changed in place by the loop. The exponential mean covers the denoiser and the text encoder."""
+    """One run, changed in place by the loop. The exponential mean covers all that learns.
 
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
+    Attributes:
+        denoiser, text_encoder: a parameter that does not require a gradient is left alone.
+    """
+
+    denoiser: nn.Module
+    text_encoder: nn.Module
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     seed: int = 0
@@ -29,7 +31,8 @@ class TrainState:
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        both = [*self.denoiser.parameters(), *self.text_encoder.parameters()]
+        self.parameters = [parameter for parameter in both if parameter.requires_grad]
         self.mean = [parameter.detach().clone() for parameter in self.parameters]
         self.optimiser = torch.optim.AdamW(
             self.parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True
