@@ -1,8 +1,9 @@
 """Calling a pipeline in one way, whatever its class: prompts and seeds in, pictures out."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ..attach import Attachment, attach
 from ..families import FAMILIES
 from ..finding import denoiser_of
 from ..method import Method
+
+_BINNED = (32, 64, 128)  # latent sizes for which PixArt's pipelines have a table of aspect ratios
 
 
 def draw(
@@ -43,6 +46,7 @@ def draw(
         raise ValueError(f"{type(pipe).__name__} takes neither prompts nor class numbers.")
     if "guidance_scale" in takes:
         arguments["guidance_scale"] = guidance
+    arguments |= _fitting(pipe, takes)
     if negative:
         _require(pipe, "negative_prompt" in takes, "negative prompts")
         arguments["negative_prompt"] = [negative] * len(prompts)
@@ -59,6 +63,19 @@ def attached(pipe: Any, methods: Sequence[Method], guidance: float) -> AbstractC
     # Where the scheduler moves all branches together, nobody but the caller knows whether there is guidance.
     doubled = find(denoiser_of(pipe), FAMILIES).doubled
     return attach(pipe, *methods, guidance=guidance > 1 if doubled else None)
+
+
+def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Arguments without which a model of unusual size, or text of unusual length, would be refused."""
+    arguments: dict[str, Any] = {}
+    if "use_resolution_binning" in takes and pipe.transformer.config.sample_size not in _BINNED:
+        arguments["use_resolution_binning"] = False
+    if "max_sequence_length" in takes and (tokenizer := getattr(pipe, "tokenizer", None)) is not None:
+        usual = takes["max_sequence_length"].default
+        arguments["max_sequence_length"] = min(usual, tokenizer.model_max_length)
+    if "clean_caption" in takes and find_spec("bs4") is None:
+        arguments["clean_caption"] = False  # the pipeline would warn at every call, and leave captions as they are
+    return arguments
 
 
 def _class_number(prompt: str) -> int:

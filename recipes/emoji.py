@@ -1,0 +1,127 @@
+"""What the emoji recipes share: the pictures and their split, the words, the noise, previews and the export."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from whenwhere.bench.drawing import draw
+from whenwhere.models.patch_pca import PatchPCA
+from whenwhere.train.colours import COLOURS
+from whenwhere.train.data import CaptionOdds, Split, read_pictures, read_tiles, to_unit, with_colours, withhold
+from whenwhere.train.diffusion import Draw
+from whenwhere.train.latents import drawer, encode
+from whenwhere.train.state import TrainState
+from whenwhere.train.words import learn_tokenizer
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """What is learned from, and the network that reads the captions."""
+
+    data: Path = Path("data/emoji")
+    concepts: Path | None = Path("data/emoji/clear.txt")  # None: all of them
+    withheld: int = 30  # concepts that lose one style
+    latent_channels: int = 8
+    vocabulary: int = 2048
+    text_length: int = 16
+    text_width: int = 192
+    text_layers: int = 3
+    text_heads: int = 4
+    odds: CaptionOdds = field(default_factory=CaptionOdds)
+    seed: int = 0
+
+
+PREVIEW = """
+red apple, noto style; blue apple, flat style; dog, twemoji style; cat face, shaded style; fox, noto style;
+grinning face, flat style; rocket, twemoji style; airplane, flat style; house, noto style; sunflower; green
+heart, noto style; pizza, shaded style; bus, blob style; orange bus, noto style; fruit; penguin; guitar,
+emojione style; rainbow; snowman, flat style; octopus, noto style; pink pig; purple car, flat style; cactus,
+twemoji style; strawberry, shaded style
+"""
+
+
+def read_split(given: Emoji) -> Split:
+    """The pictures of the recipe, with the recombined ones set apart."""
+    labels = given.concepts.read_text(encoding="utf-8").split("\n")[:-1] if given.concepts else None
+    return withhold(read_pictures(given.data, labels), given.withheld, given.seed)
+
+
+def fit_autoencoder(given: Emoji) -> PatchPCA:
+    """The autoencoder of the training pictures, in closed form."""
+    return PatchPCA.fit(to_unit(read_tiles(given.data, read_split(given).training)), given.latent_channels)
+
+
+def read_batches(given: Emoji, vae: PatchPCA, tokenizer: CLIPTokenizer) -> Draw:
+    """Random batches of the training pictures and of repainted ones, with fresh captions."""
+    training = read_split(given).training
+    pictures, pixels = with_colours(training, read_tiles(given.data, training))
+    return drawer(pictures, encode(vae, pixels), tokenizer, given.odds)
+
+
+def learn_words(given: Emoji) -> CLIPTokenizer:
+    """A tokenizer for the words of all concepts, also of those not trained on."""
+    pictures = read_pictures(given.data)
+    texts = [text for p in pictures for text in (p.label, *p.tags, f"{p.style} style")]
+    return learn_tokenizer([*texts, *(list(COLOURS) * 100)], given.vocabulary, given.text_length)
+
+
+def build_text_encoder(given: Emoji, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text model that knows the special tokens of this tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=given.text_width,
+            intermediate_size=4 * given.text_width,
+            projection_dim=given.text_width,
+            num_hidden_layers=given.text_layers,
+            num_attention_heads=given.text_heads,
+            max_position_embeddings=given.text_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,  # the text model pools where it reads this token
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """A cosine schedule for velocities."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",  # the first step then starts at pure noise, as in training
+        steps_offset=1,  # unused with trailing steps; pipelines warn about 0
+    )
+
+
+class Preview:
+    """Draws a grid of samples from the running mean from time to time."""
+
+    def __init__(self, pipeline: DiffusionPipeline, every: float, out: Path) -> None:
+        self.pipeline, self.every, self.out, self.last = pipeline, every, out, 0.0
+
+    def __call__(self, state: TrainState) -> None:
+        if state.seconds - self.last < self.every:
+            return
+        self.last = state.seconds
+        prompts = " ".join(PREVIEW.split()).split("; ")
+        self.pipeline.set_progress_bar_config(disable=True)
+        with state.averaged():
+            pictures = draw(self.pipeline, prompts, range(len(prompts)), steps=20, guidance=3.0)
+        sheet = Image.new("RGB", (6 * 96, 4 * 96))
+        for number, picture in enumerate((pictures * 255).round().byte()):
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            sheet.paste(image.resize((96, 96), Image.Resampling.NEAREST), (number % 6 * 96, number // 6 * 96))
+        sheet.save(self.out / f"preview-{state.step:06d}.png")
+
+
+def export(state: TrainState, pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save the pipeline with the running mean as its weights, in half precision."""
+    with state.averaged():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in folder.rglob("*.safetensors"):
+        save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})

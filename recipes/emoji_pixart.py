@@ -1,0 +1,125 @@
+"""Train `emoji-pixart`: a small PixArt on the emoji of `emoji-unet`.
+
+Run it as `python recipes/emoji_pixart.py --budget 3600 --out runs/emoji-pixart`. The same line goes on with an
+interrupted run, and exports a finished one again.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from emoji import (
+    Emoji,
+    Preview,
+    build_scheduler,
+    build_text_encoder,
+    export,
+    fit_autoencoder,
+    learn_words,
+    read_batches,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from whenwhere.models.patch_pca import PatchPCA
+from whenwhere.train.diffusion import DenoiserInput, TrainConfig, train
+from whenwhere.train.state import TrainState
+from whenwhere.zoo.load import digests
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and on what; how long is the command line's choice."""
+
+    emoji: Emoji = field(default_factory=Emoji)
+    layers: int = 12
+    heads: int = 4
+    head_width: int = 32
+    batch_size: int = 32
+    learning_rate: float = 7e-4
+    seed: int = 0
+    preview_every: float = 1200.0  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", type=float, required=True, help="seconds of training")
+    parser.add_argument("--out", type=Path, default=Path("runs/emoji-pixart"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast: twice as fast on CPUs with AMX, and on GPUs")
+    args = parser.parse_args()
+    recipe = Recipe()
+    torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
+    vae = fit_autoencoder(recipe.emoji)
+    pipeline = build(recipe, vae, learn_words(recipe.emoji))
+    pipeline.to(args.device)
+    config = TrainConfig(
+        budget=args.budget,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        bfloat16=args.bfloat16,
+        seed=recipe.seed,
+    )
+    state = TrainState(
+        pipeline.transformer, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed
+    )
+    preview = Preview(pipeline, recipe.preview_every, args.out)
+    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    draw = read_batches(recipe.emoji, vae, pipeline.tokenizer)
+    train(state, noising, draw, config, args.out, answer=answer, watch=[preview])
+    export(state, pipeline, args.out / "pipeline")
+    for name, value in digests(args.out / "pipeline").items():
+        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
+
+
+def answer(state: TrainState, given: DenoiserInput, input_ids: Tensor) -> Tensor:
+    """What the transformer answers, (B, C, H, W); padding is masked, as in the pipeline."""
+    encoder: CLIPTextModel = state.text_encoder
+    mask = attended(input_ids, encoder.config.eos_token_id)
+    text = encoder(input_ids, attention_mask=mask).last_hidden_state  # (B, T, D)
+    found: Tensor = state.denoiser(
+        given.noisy,
+        encoder_hidden_states=text,
+        encoder_attention_mask=mask,
+        timestep=given.timesteps,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+    ).sample
+    return found
+
+
+def attended(input_ids: Tensor, end: int) -> Tensor:
+    """1 for the words and the first end token, 0 for the padding after it; (B, T), as a tokenizer's mask."""
+    ends = (input_ids == end).cumsum(dim=1)
+    return ((ends - (input_ids == end).long()) == 0).long()
+
+
+def build(recipe: Recipe, vae: PatchPCA, tokenizer: CLIPTokenizer) -> PixArtAlphaPipeline:
+    """The untrained pipeline; weights come from the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        text_encoder = build_text_encoder(recipe.emoji, tokenizer)
+        transformer = PixArtTransformer2DModel(
+            sample_size=16,
+            patch_size=2,  # 64 tokens
+            in_channels=recipe.emoji.latent_channels,
+            out_channels=recipe.emoji.latent_channels,
+            num_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            attention_head_dim=recipe.head_width,
+            cross_attention_dim=recipe.heads * recipe.head_width,
+            caption_channels=recipe.emoji.text_width,
+            use_additional_conditions=False,
+        )
+    return PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=build_scheduler(),
+    )
+
+
+if __name__ == "__main__":
+    main()
