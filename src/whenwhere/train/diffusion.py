@@ -59,7 +59,15 @@ class DenoiserInput(NamedTuple):
     weights: Tensor  # (B,)
 
 
+class Lesson(NamedTuple):
+    """One batch with what should be answered to it."""
+
+    given: DenoiserInput
+    input_ids: Tensor  # (B, T)
+
+
 Draw = Callable[[int, torch.Generator], Batch]
+Teach = Callable[[int, torch.Generator], Lesson]
 Watch = Callable[[TrainState], None]
 Answer = Callable[[TrainState, DenoiserInput, Tensor], Tensor]  # the state, its input, token ids (B, T)
 
@@ -82,6 +90,25 @@ def train(
     watch: Iterable[Watch] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainState:
+    """Train on pictures as `learn` does: they are noised at random, and the velocity is asked for."""
+
+    def teach(size: int, generator: torch.Generator) -> Lesson:
+        batch = draw(size, generator)
+        return Lesson(corrupt(batch.latents, scheduler, config, generator), batch.input_ids)
+
+    return learn(state, teach, config, out, answer=answer, watch=watch, clock=clock)
+
+
+def learn(
+    state: TrainState,
+    teach: Teach,
+    config: TrainConfig,
+    out: Path,
+    *,
+    answer: Answer = unet_answer,
+    watch: Iterable[Watch] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainState:
     """Train until the budget is used; continues from `out/state.pt`, appends to `out/loss.jsonl`.
 
     `watch` functions are called after every log line and at the end; their time counts.
@@ -92,7 +119,7 @@ def train(
         state.load(checkpoint)
     since, saved, losses = clock() - state.seconds, state.seconds, []
     while (progress := max(state.seconds / config.budget, state.step / config.steps)) < 1:
-        losses.append(advance(state, scheduler, draw, config, progress, answer))
+        losses.append(advance(state, teach, config, progress, answer))
         state.seconds = clock() - since
         if state.step % config.log_every == 0:
             record(out / "loss.jsonl", state, config, sum(losses) / len(losses))
@@ -108,14 +135,11 @@ def train(
     return state
 
 
-def advance(
-    state: TrainState, scheduler: DDPMScheduler, draw: Draw, config: TrainConfig, progress: float, answer: Answer
-) -> float:
+def advance(state: TrainState, teach: Teach, config: TrainConfig, progress: float, answer: Answer) -> float:
     """One optimiser step; returns the weighted loss."""
-    batch = draw(config.batch_size, state.generator)
-    target = corrupt(batch.latents, scheduler, config, state.generator)
-    with precision(batch.latents.device.type, config.bfloat16):
-        found = answer(state, target, batch.input_ids).float()
+    target, input_ids = teach(config.batch_size, state.generator)
+    with precision(target.noisy.device.type, config.bfloat16):
+        found = answer(state, target, input_ids).float()
         errors = functional.mse_loss(found, target.velocity, reduction="none").mean(dim=(1, 2, 3))  # (B,)
         loss = (errors * target.weights).mean()
         torch.autograd.backward(loss)
