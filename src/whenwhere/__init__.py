@@ -21,6 +21,7 @@ from .methods import (
 )
 from .plan import Plan
 from .planning import plan
+from .position import Sigma, Timestep
 
 __all__ = [
     "FORA",
@@ -37,8 +38,10 @@ __all__ = [
     "GuidanceStop",
     "Method",
     "Plan",
+    "Sigma",
     "SkipCache",
     "TGate",
+    "Timestep",
     "ToCa",
     "attach",
     "calibrate",

@@ -26,6 +26,7 @@ from .generation import Generation
 from .layout import argument_reader, declared_roles
 from .method import Method, Setting
 from .plan import Plan
+from .position import noise_levels
 from .site import Kind, Site
 from .table import Column
 from .unit import Unit
@@ -159,7 +160,8 @@ class Attachment:
         held = generation.memory.peak if what == "trace" else None
         self._units = self._units or price(self._modules, self._examples)
         model = type(self._denoiser).__name__
-        return Plan.of(what, model, self.methods, self.sites, columns, self._units, samples, held)
+        notes = generation.notes if what == "trace" else ()
+        return Plan.of(what, model, self.methods, self.sites, columns, self._units, samples, held, notes)
 
     # -- a generation ------------------------------------------------------------------------------------------------
 
@@ -217,19 +219,19 @@ class Attachment:
         if self._guidance is not None:
             declared = self.anatomy.roles if self._guidance else (Role.CONDITIONAL,)
         self._clock.index = 0
-        timesteps = self._executed(named.get("timestep"))
+        timesteps, sigmas = self._executed(named.get("timestep"))
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
         skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self.methods:
             method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
         modules = list(self._modules.values())
         self._generation = self._latest = Generation(
-            self.sites, self.methods, self.anatomy, timesteps, declared, modules
+            self.sites, self.methods, self.anatomy, timesteps, declared, modules, sigmas
         )
         return self._generation
 
-    def _executed(self, given: Any) -> list[float | None]:
-        """The timesteps of this generation. Image-to-image runs only the tail of what the scheduler laid out.
+    def _executed(self, given: Any) -> tuple[list[float | None], list[float | None]]:
+        """Timesteps and noise levels of this generation. Image-to-image runs the tail of what the scheduler laid out.
 
         Args:
             given: the first one, as the denoiser was told.
@@ -240,12 +242,13 @@ class Attachment:
         told = getattr(self._pipe, "_num_timesteps", None)
         count = told if isinstance(told, int) and 0 < told <= laid else laid
         if not any(method.reads_timestep for method in self.methods):
-            return [None] * count  # reading them would synchronise the device
+            return [None] * count, []  # reading them would synchronise the device
         timesteps: list[float | None] = [float(t) for t in self._scheduler.timesteps]
         first = laid - count
         if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
             first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
-        return timesteps[first : first + count]
+        sigmas = noise_levels(self._scheduler, timesteps)
+        return timesteps[first : first + count], sigmas[first : first + count]
 
     def _stepped(self, samples: int) -> None:
         """The scheduler is about to move; after the last step the generation is over."""

@@ -40,6 +40,7 @@ class Step:
         timestep: the scheduler's value for it, where the plan was laid from a scheduler; `None` otherwise.
         previous: the timestep of the step before; `None` in the first one and where timesteps are not known.
         timesteps: those of all steps.
+        sigmas: the noise levels of all steps, where timesteps are known; `None` where the scheduler does not tell.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Step:
     timestep: float | None = None
     previous: float | None = None
     timesteps: tuple[float | None, ...] = ()
+    sigmas: tuple[float | None, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -56,11 +58,13 @@ class Step:
         return self.index == self.count - 1
 
 
-def lay_out(timesteps: Sequence[float | None], branches: int, passes: int) -> list[Step]:
+def lay_out(
+    timesteps: Sequence[float | None], branches: int, passes: int, sigmas: Sequence[float | None] = ()
+) -> list[Step]:
     """All steps of a generation in the order of evaluation, from its timesteps (`None` where they are not known)."""
-    count, laid = len(timesteps), tuple(timesteps)
+    count, laid, levels = len(timesteps), tuple(timesteps), tuple(sigmas)
     return [
-        Step(i, count, pass_, branches, timestep, previous, laid)
+        Step(i, count, pass_, branches, timestep, previous, laid, levels)
         for i, (timestep, previous) in enumerate(zip(timesteps, [None, *timesteps], strict=False))
         for pass_ in range(passes)
     ]

@@ -9,15 +9,19 @@ import ast
 import difflib
 import importlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from .method import Method
 from .methods import FewerSteps
+from .position import Sigma, Timestep
 
 # Where methods are exported from; a package that does not exist yet holds none.
 _PACKAGES = ("whenwhere.methods", "whenwhere.guidance")
+
+# What stands for a value in place of a literal.
+_VALUES: dict[str, Callable[..., object]] = {"timestep": Timestep, "sigma": Sigma}
 
 _EXAMPLE = 'write methods as in Python, for example "tgate(gate_step=10)+deepcache(interval=3)"'
 
@@ -125,11 +129,13 @@ def _field(method: str, name: str | None, names: list[str]) -> str:
 def _literal(node: ast.expr) -> object:
     if isinstance(node, ast.Name):
         return node.id
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.lower() in _VALUES:
+        return _VALUES[node.func.id.lower()](*map(_literal, node.args))
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError) as error:
         raise ValueError(
-            f"{ast.unparse(node)!r} is no plain value; numbers, strings and tuples of them are."
+            f"{ast.unparse(node)!r} is no plain value; numbers, strings, tuples of them, timestep(600), sigma(2) are."
         ) from error
 
 

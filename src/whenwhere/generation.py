@@ -38,6 +38,7 @@ class Generation:
         timesteps: Sequence[float | None],
         declared: tuple[Role, ...] | None,
         modules: Sequence[nn.Module | None] = (),
+        sigmas: Sequence[float | None] = (),
     ) -> None:
         self.memory = Memory()
         self.plan: list[Column] = []
@@ -49,7 +50,7 @@ class Generation:
         self._modules = modules or [None] * len(sites)
         self.notes: list[dict[str, Any]] = [{} for _ in methods]
         self.unattended = False  # while a module runs past all decisions
-        self._timesteps = timesteps
+        self._timesteps, self._sigmas = timesteps, sigmas
         self._declared = declared
         self._roles = declared or anatomy.roles
         self._branch_count, self._passes = 0, 1
@@ -178,7 +179,8 @@ class Generation:
         """Lay the table anew: all of it if a further pass shows up, else from a step on, with nothing remembered."""
         index = index if passes == self._passes else 0
         self._branch_count, self._passes = branches, passes
-        laid = lay(self._sites, self._methods, lay_out(self._timesteps, branches, passes)[index * passes :])
+        steps = lay_out(self._timesteps, branches, passes, self._sigmas)[index * passes :]
+        laid = lay(self._sites, self._methods, steps)
         probe = branches_of(self._anatomy, self._roles if branches > 1 else self._roles[:1], 1)
         for opinion in {opinion for column in laid for opinion in column.opinions[0]}:
             opinion.decision.inner_layout(probe)  # refuses now what could not be carried out later

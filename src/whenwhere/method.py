@@ -1,9 +1,9 @@
 """Methods: published algorithms, each a frozen dataclass whose fields are the paper's hyper-parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -75,6 +75,15 @@ class Method(ABC):
 
     def review(self, setting: Setting) -> None:  # noqa: B027  (as above)
         """Look at a generation that is about to begin: refuse it by ValueError, or doubt it by a warning."""
+
+    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """What a plan or trace says below its table that the table does not show; empty for nothing.
+
+        Args:
+            step: any of the schedule.
+            notes: what the method wrote down; nothing before it ran.
+        """
+        return ""
 
     def renews(self, step: Step) -> bool:  # noqa: ARG002
         """Whether the other methods must compute everything at this step.

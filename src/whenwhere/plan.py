@@ -1,7 +1,7 @@
 """Plans and traces: the table sites x steps, before and after, as something to print, save, compare and draw."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +30,7 @@ class Plan:
         legend: what the characters mean.
         cost: multiply-adds and bytes; `None` where the model could not be priced.
         held: the most bytes that the memory really held; `None` in a plan.
+        remarks: what the methods say of it beyond the table.
     """
 
     kind: Literal["plan", "trace"]
@@ -40,6 +41,7 @@ class Plan:
     legend: dict[str, str]
     cost: Cost | None
     held: int | None = None
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class Plan:
         units: Sequence[Unit] | None,
         samples: int,
         held: int | None = None,
+        notes: Sequence[Mapping[str, Any]] = (),
     ) -> Self:
         """A plan from the columns of a table; with what one row costs at every site, also its cost."""
         rows = tuple("".join(_symbol(column, i) for column in columns) for i in range(len(sites)))
@@ -60,7 +63,10 @@ class Plan:
             for opinion in (opinion for opinions in column.opinions for opinion in opinions):
                 legend[opinion.decision.symbol] = opinion.decision.name
         cost = total(sites, units, columns, samples) if units else None
-        return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held)
+        told = notes or [{}] * len(methods)
+        said = [m.remark(columns[0].step, note) for m, note in zip(methods, told, strict=True)] if columns else []
+        remarks = tuple(filter(None, said))
+        return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held, remarks)
 
     @property
     def steps(self) -> int:
@@ -93,7 +99,7 @@ class Plan:
         width = max(len(label) for label, _ in self.groups)
         lines = [f"{label:<{width}}  {row}" for label, row in self.groups]
         legend = "   ".join(f"{symbol} {name}" for symbol, name in self.legend.items())
-        return "\n".join([*lines, "", legend, *self.summary])
+        return "\n".join([*lines, "", legend, *self.remarks, *self.summary])
 
     @property
     def summary(self) -> list[str]:
@@ -137,6 +143,7 @@ class Plan:
             Macs(**data["cost"]["macs"]), Macs(**data["cost"]["baseline"]), data["cost"]["bytes"]
         )
         rows, methods = tuple(data["rows"]), tuple(data["methods"])
+        data["remarks"] = tuple(data.get("remarks", ()))
         if len(rows) != len(sites) or len({len(row) for row in rows}) != 1:
             raise ValueError(f"{len(sites)} sites do not go with {len(rows)} rows, or the rows differ in length")
         return cls(**{**data, "sites": sites, "cost": cost, "rows": rows, "methods": methods})

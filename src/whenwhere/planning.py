@@ -14,6 +14,7 @@ from .families import FAMILIES, PIPELINES
 from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
+from .position import noise_levels
 from .site import Kind
 from .table import lay
 
@@ -79,8 +80,10 @@ def _guided(model: Any, denoiser: nn.Module, anatomy: Anatomy) -> bool:
 
 def _steps(count: int, branches: int, passes: int, scheduler: Scheduler | None) -> list[Step]:
     timesteps: Sequence[float | None] = [None] * count
+    sigmas: Sequence[float | None] = ()
     if scheduler is not None:
         timesteps = [float(t) for t in scheduler.timesteps]
         if len(timesteps) != count:
             raise ValueError(f"the scheduler has {len(timesteps)} timesteps set, the plan is for {count} steps.")
-    return lay_out(timesteps, branches, passes)
+        sigmas = noise_levels(scheduler, timesteps)
+    return lay_out(timesteps, branches, passes, sigmas)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from ..branches import OneBranch
 from ..methods import FewerSteps, GuidanceStop, TGate
+from ..site import Kind
 from .price import Price
 from .schedulers import evaluations
 from .variant import PLAIN, Task, Variant
@@ -34,9 +36,17 @@ def guidance_stop(variant: Variant, price: Price, plain: Price) -> GuidanceStop 
     """Guidance stopped at the same gate or at the nearest cost; `None` without guidance, or where it never stops."""
     if plain.branches == 1 or any(isinstance(item, GuidanceStop) for item in variant.items):
         return None
-    gate = next((item.gate(price.evaluations) for item in variant.items if isinstance(item, TGate)), None)
-    step = gate or _nearest(price.planned.all, partial(_cost_of_stopping, plain), range(1, plain.evaluations + 1))
+    if any(isinstance(item, TGate) for item in variant.items):
+        step = _dropped(price)
+    else:
+        step = _nearest(price.planned.all, partial(_cost_of_stopping, plain), range(1, plain.evaluations + 1))
     return GuidanceStop(step) if step < plain.evaluations else None
+
+
+def _dropped(price: Price) -> int:
+    """The step from which on one branch runs; the end where none is dropped."""
+    found = price.plan.row("", Kind.MODEL).find(OneBranch.symbol)
+    return price.evaluations if found < 0 else found
 
 
 def _evaluations(scheduler: Any, steps: int) -> int | None:

@@ -4,16 +4,17 @@ From step m on the denoiser runs on the conditional branch alone; nothing is kep
 part of the schedule was studied by Kynkäänniemi et al., 2024 (https://arxiv.org/abs/2404.07724).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..anatomy import Role
 from ..branches import OneBranch, first_call, second_call
 from ..clock import Step
 from ..decision import Decision
 from ..method import Method
-from ..ranges import position
+from ..position import Position, is_threshold, position, settle, told
+from ..ranges import one_of
 from ..site import Kind, Site
 
 
@@ -25,14 +26,16 @@ class GuidanceStop(Method):
 
     Attributes:
         step: m, evaluations with guidance, at least 1; a float in (0, 1) is a fraction of the executed schedule,
-        rounded.
+            rounded; at `Timestep(t)` or `Sigma(s)` guidance stops with the first step below it.
+        branch: the branch that goes on, "conditional" or "unconditional". Separate calls go on with the conditional.
 
     Raises:
-        ValueError: `step` out of range, here or when the number of steps is known.
-        TypeError: `step` is no number.
+        ValueError: a field out of range, here or when the number of steps is known.
+        TypeError: `step` is no position.
     """
 
-    step: int | float = 10
+    step: Position = 10
+    branch: Literal["conditional", "unconditional"] = "conditional"
 
     kinds: ClassVar = frozenset({Kind.MODEL})
     idle_reason: ClassVar = (
@@ -42,22 +45,35 @@ class GuidanceStop(Method):
 
     def __post_init__(self) -> None:
         position("step", self.step, minimum=1)
+        one_of("branch", self.branch, ("conditional", "unconditional"))
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """Every denoiser will do."""
 
-    def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
-        """One branch from step m on."""
-        m = max(1, round(self.step * step.count)) if isinstance(self.step, float) else self.step
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """Only where the stop is a threshold."""
+        return is_threshold(self.step)
+
+    def stop(self, step: Step) -> int:
+        """m in the schedule of this step."""
+        m = settle(self.step, step, self)
         if m > step.count:
             raise ValueError(f"{self} stops guidance at step {m}, but only {step.count} steps are executed.")
-        if step.index < m:
+        return m
+
+    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """Which step it is."""
+        return told(self, "step", step, self.stop(step))
+
+    def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
+        """One branch from step m on."""
+        if step.index < self.stop(step):
             return None
         if step.branches > 1:
-            return OneBranch(Role.CONDITIONAL)
+            return OneBranch(Role(self.branch))
         return first_call if step.pass_ == 0 else second_call
 
     def renews(self, step: Step) -> bool:
         """Where the batch shrinks."""
-        m = max(1, round(self.step * step.count)) if isinstance(self.step, float) else self.step
-        return step.index == m and step.branches > 1
+        return step.index == self.stop(step) and step.branches > 1

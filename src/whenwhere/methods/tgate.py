@@ -6,15 +6,16 @@ one branch runs. Before the gate, self-attention may be reused at intervals. Mos
 the baseline that does only that is `GuidanceStop`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..branches import OneBranch, branch_mean, conditional_branch, unconditional_branch
 from ..clock import Step
 from ..decision import Compute, Decision, Keep, Reuse, whole
 from ..method import Method
-from ..ranges import at_least, one_of, position
+from ..position import Position, is_threshold, position, settle, told
+from ..ranges import at_least, one_of
 from ..site import Kind, Site
 
 _ANCHORS: dict[str, Keep] = {"mean": branch_mean, "cond": conditional_branch, "uncond": unconditional_branch}
@@ -31,8 +32,8 @@ class TGate(Method):
 
     Attributes:
         gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a
-        fraction
-            of the executed schedule, rounded. m = steps leaves cross-attention as it is.
+            fraction of the executed schedule, rounded; at `Timestep(t)` or `Sigma(s)` the first step below it is the
+            first without them. m = steps leaves cross-attention as it is.
         sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with DeepCache:
         1.
         fi_interval: f, at least 1; 1 computes self-attention at every step after the gate, as in all published runs.
@@ -45,7 +46,7 @@ class TGate(Method):
         TypeError: a field of the wrong type.
     """
 
-    gate_step: int | float = 10
+    gate_step: Position = 10
     sp_interval: int = 5
     fi_interval: int = 1
     warm_up: int = 2
@@ -65,15 +66,24 @@ class TGate(Method):
         if not any(site.kind is Kind.CROSS_ATTENTION for site in sites):
             raise ValueError(f"{self} needs cross-attention; {model} has none. GuidanceStop works on this model.")
 
-    def gate(self, steps: int) -> int:
-        """m for this number of steps."""
-        m = max(1, round(self.gate_step * steps)) if isinstance(self.gate_step, float) else self.gate_step
-        if m > steps:
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """Only where the gate is a threshold."""
+        return is_threshold(self.gate_step)
+
+    def gate(self, step: Step) -> int:
+        """m in the schedule of this step."""
+        m = settle(self.gate_step, step, self)
+        if m > step.count:
             raise ValueError(
-                f"{self} has its gate at step {m}, but only {steps} steps are executed: choose a gate of at most "
-                f"{steps}, or a fraction such as gate_step=0.4."
+                f"{self} has its gate at step {m}, but only {step.count} steps are executed: choose a gate of at most "
+                f"{step.count}, or a fraction such as gate_step=0.4."
             )
         return m
+
+    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """Which step the gate is."""
+        return told(self, "gate_step", step, self.gate(step))
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """The table of section 2 of the paper's schedule."""
@@ -82,7 +92,7 @@ class TGate(Method):
                 f"{self} averages two guidance branches; this pipeline's batch has {step.branches}. GuidanceStop "
                 "works on it, unless perturbed-attention guidance is on."
             )
-        m, s = self.gate(step.count), step.index
+        m, s = self.gate(step), step.index
         if site.kind is Kind.MODEL:
             return OneBranch() if s >= m and step.branches > 1 else None
         if site.kind is Kind.CROSS_ATTENTION:
@@ -98,5 +108,5 @@ class TGate(Method):
 
     def renews(self, step: Step) -> bool:
         """At the gate step, so that all attention is kept, and at the next if the batch shrinks there."""
-        m = self.gate(step.count)
+        m = self.gate(step)
         return step.index == m - 1 < step.count - 1 or (step.index == m and step.branches > 1)
