@@ -23,7 +23,7 @@ class DistilConfig:
     steps: int = 4  # of the student
     guidance: float = 3.0  # of the teacher, fixed in the student
     teacher_steps: int = 16  # from pure noise; in proportion from other timesteps
-    chunk: int = 256  # answers made at a time
+    chunk: int = 128  # answers made at a time
     reuse: int = 8  # how often an answer is learned from, on average
     capacity: int = 16384  # answers kept; the oldest go
     bfloat16: bool = False
@@ -79,7 +79,6 @@ class GuidedTeacher:
         return Lesson(
             DenoiserInput(
                 noisy=noisy,
-                noise=noise,
                 timesteps=timesteps,
                 velocity=(kept.sqrt() * noisy - end) / (1 - kept).sqrt(),
                 weights=(1 - kept).expand(size),  # the loss is then that of the picture
