@@ -140,6 +140,7 @@ def test_an_interval_of_one_agrees_with_the_plain_run_bit_for_bit_and_says_so():
 # The module whose output enters the rim of each branch.
 FRONTIERS = {
     "sd": ("up_blocks.1.attentions.0", "up_blocks.0.upsamplers.0", "up_blocks.0.resnets.0", "mid_block"),
+    "sd-adapter": ("up_blocks.1.attentions.0", "up_blocks.0.upsamplers.0", "up_blocks.0.resnets.0", "mid_block"),
     "svd": ("up_blocks.1.attentions.0", "up_blocks.0.upsamplers.0", "up_blocks.0.resnets.0", "mid_block"),
     "hunyuan-dit": ("blocks.4", "blocks.3"),
 }

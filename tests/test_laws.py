@@ -25,6 +25,7 @@ WITHOUT_ENCODER = dict.fromkeys(
     ["pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte"], "use FORA or DeltaDiT"
 )
 WITHOUT_ENCODER |= dict.fromkeys(["sd3", "sd35", "flux", "flux-true-cfg"], "FORA works on it")
+WITHOUT_ENCODER |= {"sd-adapter": "changes in place; DeepCache works with adapters"}
 WITHOUT_PURE_NOISE = dict.fromkeys(["sd-img2img", "sdxl-img2img", "sdxl-inpaint"], "starts from a picture .* alpha=0")
 PLAIN_STACKS = ("dit", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma")
 

@@ -223,6 +223,7 @@ OTHER_LOOPS = (
     "sd-inpaint",
     "sd-inpaint9",
     "sd-controlnet",
+    "sd-adapter",
     "sd-ip-adapter",
     "sdxl-img2img",
     "sdxl-inpaint",
@@ -244,6 +245,16 @@ def test_the_naive_gate_inside_the_pipeline_agrees(name, gate, prompts):
         latents = run(name, pipe, prompts=prompts)
     assert distance(latents, expected) <= 1e-6
     assert distance(latents, plain) > 1e-4
+
+
+def test_rescaled_guidance_is_rescaled_up_to_the_gate_and_identity_after_it():
+    pipe = build("sd")
+    with naive.gated_in_place(pipe.unet, Gate(3)):
+        expected = run("sd", pipe, guidance_rescale=0.7)
+    with attach(pipe, method_of(Gate(3))):
+        latents, unscaled = run("sd", pipe, guidance_rescale=0.7), run("sd", pipe)
+    assert distance(latents, expected) <= 1e-6
+    assert distance(latents, unscaled) > 1e-3
 
 
 # What is remembered

@@ -229,6 +229,11 @@ def sd_ip_adapter() -> DiffusionPipeline:
     return sd(unet=ip_adapter_unet())
 
 
+def sd_adapter() -> DiffusionPipeline:
+    config = {"in_channels": 3, "channels": UNET["block_out_channels"], "num_res_blocks": 1, "downscale_factor": 1}
+    return sd("Adapter", adapter=tiny("T2IAdapter", config | {"adapter_type": "full_adapter"}))
+
+
 def lcm() -> DiffusionPipeline:
     network = tiny("UNet2DConditionModel", UNET | {"time_cond_proj_dim": 8})
     components = WITHOUT_TEXT | WITHOUT_SAFETY

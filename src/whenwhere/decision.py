@@ -280,7 +280,8 @@ class Reuse(Decision):
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Recall."""
-        return slot.get(call)
+        kept = slot.get(call)
+        return map_tensors(kept, _room) if self.keep is outline else kept
 
     def fresh(self) -> Decision:
         """Run and keep."""
@@ -300,6 +301,11 @@ def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:
     if isinstance(value, dict):  # diffusers' output objects are ordered dictionaries too
         return type(value)(**{key: map_tensors(item, change) for key, item in value.items()})
     return value
+
+
+def _room(tensor: Tensor) -> Tensor:
+    """Memory of an outline's shape for a while, with nothing in it: networks add to what blocks return in place."""
+    return tensor.new_empty(tensor.shape)
 
 
 def _owned(tensor: Tensor) -> Tensor:
