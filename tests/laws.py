@@ -23,7 +23,7 @@ from whenwhere.cost import Macs, count
 IDLE = "changed nothing"
 
 # Cases that run something besides the denoiser: VAEs, image encoders, ControlNets that no method asks about.
-_COMPANY = "img2img inpaint controlnet pix2pix svd dit"
+_COMPANY = "img2img inpaint controlnet sd-adapter pix2pix svd dit"
 
 
 @dataclass(frozen=True, eq=False)
