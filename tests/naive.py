@@ -434,3 +434,32 @@ def frozen_between(module: nn.Module, model: nn.Module, full: Callable[[int], bo
     finally:
         for handle in handles:
             handle.remove()
+
+
+# Frozen cross-attention
+
+
+@contextmanager
+def frozen_cross_attention(model: nn.Module, m: int, mean: bool) -> Iterator[None]:
+    """From evaluation m on, every cross-attention returns what it did in the last before, or the mean of its halves."""
+
+    def freeze(module: nn.Module) -> None:
+        original, outputs = module.forward, []
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            if len(outputs) < m:
+                outputs.append(original(*args, **kwargs))
+                return outputs[-1]
+            kept = outputs[-1]
+            return torch.cat([kept.reshape(2, -1, *kept.shape[1:]).mean(0)] * 2) if mean else kept
+
+        module.forward = forward
+
+    attentions = [module for path, module in model.named_modules() if path.endswith(".attn2")]
+    try:
+        for module in attentions:
+            freeze(module)
+        yield
+    finally:
+        for module in attentions:
+            del module.forward

@@ -10,6 +10,7 @@ from .method import Method
 from .methods import (
     FORA,
     BlockCaching,
+    CrossAttentionFreeze,
     DeepCache,
     DeltaDiT,
     FasterDiffusion,
@@ -31,6 +32,7 @@ __all__ = [
     "Attachment",
     "BlockCaching",
     "Calibration",
+    "CrossAttentionFreeze",
     "DeepCache",
     "DeltaDiT",
     "FasterDiffusion",

@@ -1,8 +1,10 @@
-"""Decisions about guidance branches: average them into memory, run one of them only."""
+"""Decisions about guidance branches: average them into memory, keep them apart, run one of them only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import torch
 
 from .anatomy import Role
 from .decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors, whole
@@ -35,6 +37,53 @@ def _one(role: Role) -> Keep:
 
 conditional_branch = _one(Role.CONDITIONAL)
 unconditional_branch = _one(Role.UNCONDITIONAL)
+
+
+def _each(output: Output, branches: Branches | None) -> Output:
+    if branches is None:
+        return output
+    several = len(branches.roles) > 1
+
+    def of(role: Role) -> Output:
+        return map_tensors(output, lambda t: t[branches.rows_of(role, len(t))].clone() if several else t)
+
+    return {role: of(role) for role in branches.roles}
+
+
+# A dictionary of the output's rows by the role of their branch.
+each_branch = Keep("each branch", _each, size=lambda parts, branches: branches * sum(parts), folds=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseAcross(Decision):
+    """Return what was kept of a batch that may have had more branches than the present one.
+
+    Attributes:
+        keep: `each_branch`, of which those are returned that are present; or what makes one branch of all, which is
+            returned for every branch.
+    """
+
+    keep: Keep
+
+    symbol: ClassVar[str] = "."
+    name: ClassVar[str] = Reuse.name
+    recalls: ClassVar[bool] = True
+    stops: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Recall one branch, or its own for every branch, and put them one below the other."""
+        roles = (Role.CONDITIONAL,) if call.branches is None else call.branches.roles
+        value = slot.get(replace(call, args=(call.tokens[: len(call.tokens) // len(roles)],)))
+        rows = [value[role] for role in roles] if self.keep is each_branch else [value] * len(roles)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def fresh(self) -> Decision:
+        """Run and keep."""
+        return Compute(self.keep)
+
+    def share(self) -> float:
+        """Nothing is spent."""
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

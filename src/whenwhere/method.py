@@ -45,6 +45,9 @@ class Method(ABC):
     # Whether its decisions stand next to the module whatever the order of attaching: guidance changes what attention
     # computes, the others decide whether it does.
     innermost: ClassVar[bool] = False
+    # Whether a full evaluation that other methods ask for leaves its decisions as they are: what it remembers serves a
+    # batch of any branches.
+    lasting: ClassVar[bool] = False
     # What is likely wrong if every site was computed at every step.
     idle_reason: ClassVar[str] = (
         "its plan computes everything at this number of steps; print(attachment.plan) shows it."

@@ -1,6 +1,7 @@
 """Published methods, one paper per file."""
 
 from .blockcaching import BlockCaching
+from .crossattentionfreeze import CrossAttentionFreeze
 from .deepcache import DeepCache
 from .deltadit import DeltaDiT
 from .fasterdiffusion import FasterDiffusion
@@ -14,6 +15,7 @@ from .toca import ToCa
 __all__ = [
     "FORA",
     "BlockCaching",
+    "CrossAttentionFreeze",
     "DeepCache",
     "DeltaDiT",
     "FasterDiffusion",
