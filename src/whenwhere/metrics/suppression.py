@@ -80,7 +80,7 @@ def success(
     gone = seen[:, factor] != value
     kept = ((seen == wanted) | ~stated).all(dim=1)
     fine = error <= limit
-    shares = [Share.of(int(hits.sum()), len(seen)) for hits in (gone, kept, gone & kept & fine, fine)]
+    joint = gone & kept & fine
     free = ~stated.clone()
     free[:, factor] &= gone
     possible = [count - (place == factor) for place, count in enumerate(counts)]
@@ -89,7 +89,19 @@ def success(
         for place, many in enumerate(possible)
         if many > 1 and not stated[:, place].all()
     ]
-    return Success(*shares, diversity=sum(spreads) / len(spreads) if spreads else 0.0, pictures=len(seen))
+    return Success(
+        suppressed=share_of(gone),
+        retained=share_of(kept),
+        joint=share_of(joint),
+        readable=share_of(fine),
+        diversity=sum(spreads) / len(spreads) if spreads else 0.0,
+        pictures=len(seen),
+    )
+
+
+def share_of(hits: Tensor) -> Share:
+    """The share of true entries of (B,)."""
+    return Share.of(int(hits.sum()), len(hits))
 
 
 def spread(values: Sequence[int], possible: int) -> float:
