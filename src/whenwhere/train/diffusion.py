@@ -122,7 +122,7 @@ def learn(
         losses.append(advance(state, teach, config, progress, answer))
         state.seconds = clock() - since
         if state.step % config.log_every == 0:
-            record(out / "loss.jsonl", state, config, sum(losses) / len(losses))
+            record(out / "loss.jsonl", state, sum(losses) / len(losses))
             losses.clear()
             for look in watch:
                 look(state)
@@ -149,6 +149,7 @@ def advance(state: TrainState, teach: Teach, config: TrainConfig, progress: floa
     state.optimiser.step()
     state.optimiser.zero_grad()
     state.step += 1
+    state.images += config.batch_size
     state.average(config.ema_decay)
     return loss.item()
 
@@ -189,10 +190,9 @@ def rate(progress: float, warm_up: float) -> float:
     return rise * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def record(path: Path, state: TrainState, config: TrainConfig, loss: float) -> None:
+def record(path: Path, state: TrainState, loss: float) -> None:
     """Append one JSON line: step, images seen, seconds used and the mean loss since the last line."""
-    images = state.step * config.batch_size
-    row = {"step": state.step, "images": images, "seconds": round(state.seconds, 1), "loss": round(loss, 5)}
+    row = {"step": state.step, "images": state.images, "seconds": round(state.seconds, 1), "loss": round(loss, 5)}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    print(f"step {state.step}  {images} images  {state.seconds:.0f} s  loss {loss:.4f}", flush=True)
+    print(f"step {state.step}  {state.images} images  {state.seconds:.0f} s  loss {loss:.4f}", flush=True)

@@ -24,6 +24,7 @@ class TrainState:
     weight_decay: float = 0.01
     seed: int = 0
     step: int = 0
+    images: int = 0
     seconds: float = 0.0
     parameters: list[Parameter] = field(init=False)
     mean: list[Tensor] = field(init=False)
@@ -69,6 +70,7 @@ class TrainState:
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "step": self.step,
+                "images": self.images,
                 "seconds": self.seconds,
             },
             beside,
@@ -82,4 +84,4 @@ class TrainState:
         self.mean = [mean.to(own.device) for mean, own in zip(saved["mean"], self.parameters, strict=True)]
         self.optimiser.load_state_dict(saved["optimiser"])
         self.generator.set_state(saved["generator"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.step, self.images, self.seconds = saved["step"], saved["images"], saved["seconds"]
