@@ -165,6 +165,26 @@ def test_a_seed_gives_the_same_picture_and_a_method_changes_it():
     assert a == b != c
 
 
+def test_a_negative_text_reaches_attention_without_guidance_as_one_written_in_the_method_does():
+    common = ["generate", "red", "--model", tiny_pipeline(), "--steps", 2, "--guidance", 1, "--out"]
+    succeed(*common, "plain.png", "--negative", "blue")
+    succeed(*common, "option.png", "--negative", "blue", "--method", "nag(scale=9, alpha=1.0)")
+    succeed(*common, "written.png", "--method", "nag(scale=9, alpha=1.0, negative_prompt=blue)")
+    plain, option, written = (Path(f"{name}.png").read_bytes() for name in ("plain", "option", "written"))
+    assert plain != option == written
+
+
+def test_nag_without_a_negative_text_says_what_is_missing():
+    arguments = ["generate", "red", "--model", tiny_pipeline(), "--steps", 2, "--guidance", 1, "--method", "nag"]
+    assert "has no negative text" in fail(*arguments)
+
+
+@pytest.mark.parametrize("method", ["nasa(phi=0.5)", "vsf(scale=2)"])
+def test_the_siblings_of_nag_take_the_negative_text_too(method):
+    common = ["generate", "red", "--model", tiny_pipeline(), "--steps", 2, "--guidance", 1, "--negative", "blue"]
+    assert succeed(*common, "--method", method) == "red-0.png\n"
+
+
 def test_a_grid_is_one_picture_and_json_is_pure():
     printed = succeed(
         "generate", "red", "blue", "--model", tiny_pipeline(), "--steps", 2, "--batch", 3, "--grid",

@@ -1,12 +1,13 @@
 """Variants: what is run and compared; tasks: on what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor
 
 from ..expression import Item, parse, write, write_full
+from ..guidance.steering import Steering
 from ..method import Method
 from ..methods import FewerSteps
 from .drawing import draw
@@ -43,9 +44,21 @@ class Variant:
         """Its expression with every field, which stays the same when a default changes."""
         return write_full(self.items) or "plain"
 
+    def told(self, negative: str) -> Self:
+        """With a negative text for the methods that steer away from one and were given none."""
+        if not negative:
+            return self
+        return replace(self, items=tuple(_told(item, negative) for item in self.items))
+
     def steps(self, asked: int) -> int:
         """Inference steps that are run when so many were asked for."""
         return min((item.steps for item in self.items if isinstance(item, FewerSteps)), default=asked)
+
+
+def _told(item: Item, negative: str) -> Item:
+    if isinstance(item, Steering) and item.negative_prompt is None and item.negative_prompt_embeds is None:
+        return replace(item, negative_prompt=negative)
+    return item
 
 
 PLAIN = Variant()

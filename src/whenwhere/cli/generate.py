@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     'generate "red apple, noto style" --seed 3 --scale 8',
     'generate "dog, twemoji style" "fox, noto style" --batch 4 --grid --out animals.png',
+    'generate "apple, noto style" --negative red --guidance 1 --method "nag(scale=5)"',
     'generate "a lighthouse" --model ./my-pipeline --scheduler dpm++ --method "tgate(gate_step=0.4)"',
 )
 
@@ -60,7 +61,7 @@ def command(
     """
     from ..bench.variant import Variant
 
-    variant = Variant.of(method) if method.strip() else Variant()
+    variant = (Variant.of(method) if method.strip() else Variant()).told(negative)
     seeds = range(seed, seed + batch)
     files = file_names(out, prompts, seeds, grid)
     quieten()

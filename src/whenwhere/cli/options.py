@@ -23,7 +23,10 @@ Scheduler = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The first seed; further pictures count up from it.")]
-Negative = Annotated[str, typer.Option(help="What not to draw.", show_default=False)]
+Negative = Annotated[
+    str,
+    typer.Option(help="What not to draw: for the guidance, and for nag, nasa and vsf.", show_default=False),
+]
 Size = Annotated[
     str | None, typer.Option(metavar="WxH", help="Size of the pictures, such as 512x512.", show_default="the model's")
 ]
