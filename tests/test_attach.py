@@ -4,6 +4,7 @@ import gc
 import weakref
 from dataclasses import dataclass
 from typing import ClassVar
+from unittest.mock import patch
 
 import diffusers
 import pytest
@@ -12,8 +13,10 @@ from fakes import TOWER, Every, doubling_pipeline
 from pipelines import build, run
 
 from whenwhere import DeepCache, Method, TGate, attach
+from whenwhere.clock import Step
 from whenwhere.decision import Decision
-from whenwhere.site import Kind
+from whenwhere.prior import Prior
+from whenwhere.site import Kind, Site
 
 GATE = TGate(gate_step=3, sp_interval=2, warm_up=0)
 
@@ -246,6 +249,36 @@ def test_memory_is_dropped_at_the_end_of_a_generation():
         gc.collect()
         assert len(kept) == 1
         assert kept[0]() is None
+
+
+@dataclass(frozen=True)
+class AtTheEnd(Method):
+    """Adds to what the last step starts from."""
+
+    kinds: ClassVar = frozenset({Kind.SCHEDULER})
+
+    def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
+        return Prior(alpha=1.0, keep=False) if step.last else None
+
+
+def test_a_decision_about_the_scheduler_is_carried_out_in_the_last_step_too():
+    pipe = build("sd")
+    with patch.object(pipe.scheduler, "step", wraps=pipe.scheduler.step) as moved:
+        plain = run("sd", pipe)
+    with attach(pipe, AtTheEnd()) as attachment:
+        latents = run("sd", pipe)
+    torch.testing.assert_close(latents, plain + moved.call_args.args[2])
+    assert attachment.trace.rows == attachment.plan.rows
+
+
+def test_memory_is_dropped_when_the_scheduler_fails():
+    pipe = build("sd")
+    with attach(pipe, DeepCache(2)) as attachment:
+        broken = patch.object(pipe.scheduler, "_get_variance", side_effect=OSError("worn out"))
+        with broken, pytest.raises(OSError, match="worn out"):
+            run("sd", pipe)
+        assert attachment._latest.memory.peak
+        assert attachment._generation is None
 
 
 def test_a_denoiser_that_is_used_after_a_generation_begins_a_new_one():

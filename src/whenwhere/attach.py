@@ -251,26 +251,34 @@ class Attachment:
         return timesteps[first : first + count], sigmas[first : first + count]
 
     def _stepped(self, samples: int) -> None:
-        """The scheduler is about to move; after the last step the generation is over."""
+        """The scheduler is about to move."""
         generation = self._generation
         if generation is None:
             return self._expect_the_denoiser()
         generation.stepped(samples)
         if self.sites[-1].kind is Kind.SCHEDULER:
             generation.traced.reached[-1] = True
-        if self._clock.index + 1 >= generation.count:
-            self._abandon()
-            self._warn_of_the_idle(generation)
         return None
 
     def _move(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
-        """The scheduler moves the latents."""
+        """The scheduler moves the latents; after the last step, or an error, the generation is over."""
         generation = self._generation
-        opinions = generation.column.opinions[-1] if generation and self.sites[-1].kind is Kind.SCHEDULER else ()
-        if generation is None or not opinions:
+        if generation is None:
             return original(*args, **kwargs)
-        named = argument_reader(type(self._scheduler).step)(args, kwargs)
-        return generation.carry_out(len(self.sites) - 1, opinions, original, (), named)
+        try:
+            opinions = generation.column.opinions[-1] if self.sites[-1].kind is Kind.SCHEDULER else ()
+            if opinions:
+                args, kwargs = (), argument_reader(type(self._scheduler).step)(args, kwargs)
+                moved = generation.carry_out(len(self.sites) - 1, opinions, original, args, kwargs)
+            else:
+                moved = original(*args, **kwargs)
+        except BaseException:
+            self._abandon()
+            raise
+        if self._clock.index + 1 >= generation.count:
+            self._abandon()
+            self._warn_of_the_idle(generation)
+        return moved
 
     def _begin_anew(self) -> None:
         """The scheduler laid out its steps: a generation will begin with the first call of the denoiser."""
