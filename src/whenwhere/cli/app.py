@@ -2,7 +2,7 @@
 
 import typer
 
-from . import compare, generate, plan, zoo
+from . import compare, convert, diagnose, generate, plan, zoo
 from .examples import flowing
 from .failing import ENVIRONMENT_VARIABLE
 
@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 for name, module in (("plan", plan), ("generate", generate), ("compare", compare)):
     app.command(name, help=flowing(module.command.__doc__), epilog=module.EXAMPLES)(module.command)
+zoo.app.command("convert", help=flowing(convert.command.__doc__), epilog=convert.EXAMPLES)(convert.command)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(diagnose.app, name="diagnose")
 
 
 def main() -> None:
