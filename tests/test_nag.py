@@ -8,6 +8,7 @@ from zlib import crc32
 import naive_guidance as naive
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from naive_guidance import Settings, replaced
 from pipelines import CASES, build, run
 from tiny_models import POOLED, TOKENS, WIDTH
@@ -15,7 +16,7 @@ from tiny_text import with_text
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, TGate, attach, plan
+from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, Sigma, TGate, Timestep, attach, plan
 from whenwhere.clock import lay_out
 from whenwhere.cost import count
 from whenwhere.guidance import Text, operator, report
@@ -438,6 +439,63 @@ def test_windows_of_timesteps_cover_what_the_authors_code_covers(timesteps, flow
     for end, expected in counts.items():
         method = NAG(5.0, end=end, window="timestep", start=0 if end == 0 else 0.0, network=network)
         assert sum(method.active(step) for step in lay_out(timesteps, 1, 1)) == expected
+
+
+def ddim(steps: int) -> DDIMScheduler:
+    scheduler = DDIMScheduler()  # timesteps 980, 960, ..., 0 for 50
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("window", "row", "said"),
+    [
+        # eight steps of 125: 875, 750, ..., 0; a threshold is the first step below it
+        ({"end": Timestep(600)}, "ggg#####", "NAG: end=Timestep(600) is step 3 of 8"),
+        ({"end": Timestep(625)}, "ggg#####", "NAG: end=Timestep(625) is step 3 of 8"),
+        (
+            {"start": Timestep(800), "end": Timestep(200)},
+            "#ggggg##",
+            "NAG: start=Timestep(800) is step 1 of 8\nNAG: end=Timestep(200) is step 6 of 8",
+        ),
+        ({"start": 1, "end": Timestep(100)}, "#gggggg#", "NAG: end=Timestep(100) is step 7 of 8"),
+        # noise levels sqrt(1 / product of alphas - 1): 48.6, 17.4, 7.2, 3.4, 1.8, 1.0, 0.4, 0.0
+        ({"end": Sigma(4.0)}, "ggg#####", "NAG: end=Sigma(4.0) is step 3 of 8"),
+        ({"end": Sigma(0.0)}, "gggggggg", "NAG: end=Sigma(0.0) is step 8 of 8"),
+    ],
+)
+def test_windows_of_thresholds_are_exact_and_printed(window, row, said):
+    found = plan("sd15", NAG(**window, negative_prompt="blurry"), steps=8, scheduler=ddim(8))
+    assert found.row("mid_block.attentions.0.transformer_blocks.0.attn2") == row
+    assert said in str(found)
+
+
+def test_a_window_of_noise_levels_runs_in_a_flow():
+    pipe = build("flux")
+    with attach(pipe, nag("flux", end=Sigma(0.75))) as attachment:
+        run("flux", pipe, steps=4)
+        sigmas = pipe.scheduler.sigmas[:4]
+        assert attachment.trace.row("") == "".join("g" if sigma >= 0.75 else "#" for sigma in sigmas)
+        assert "NAG: end=Sigma(0.75) is step" in str(attachment.trace)
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ({"start": Sigma(1.0), "end": Sigma(2.0)}, r"start must be before end .* got Sigma\(1.0\) and Sigma\(2.0\)"),
+        ({"end": 5, "window": "timestep"}, r"counts fractions .* got start=0.0 and end=5; .* go with window=.steps"),
+        ({"end": Timestep(5), "window": "timestep"}, r"counts fractions .* end=Timestep\(5\)"),
+        ({"end": "late"}, r"end must be a finite number of at least 0, Timestep\(t\) or Sigma\(s\), got late"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(window, message):
+    with pytest.raises(ValueError, match=message):
+        NAG(**window)
+
+
+def test_a_threshold_needs_a_schedule_to_plan_with():
+    with pytest.raises(ValueError, match="goes by noise levels, and none are known: plan"):
+        plan("sd15", NAG(end=Sigma(4.0), negative_prompt="blurry"), steps=4)
 
 
 def test_a_window_of_timesteps_runs():

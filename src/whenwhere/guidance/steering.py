@@ -3,7 +3,7 @@
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..clock import Step
 from ..decision import Decision
 from ..method import Method
-from ..ranges import one_of
+from ..position import Position, is_threshold, told
 from ..site import Kind, Site
 from .edits import Edit
 from .fitting import check_processors, size_of
@@ -22,14 +22,16 @@ from .network import Network, Published, network_of
 from .provide import Provide
 from .reference import Double, GuideBoth, OneTime
 from .text import Size, Text, encode
+from .window import check_window, edges, in_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steering(Method):
     """The negative text, the window and the layers of a method.
 
-    A step is guided where `start` <= step < `end`. Both are steps as whole numbers, or fractions as floats in [0, 1]:
-    of the executed steps, floor(start n) <= i < ceil(end n), or of the timesteps.
+    A step is guided where `start` <= step < `end`. Both are steps as whole numbers; fractions as floats in [0, 1], of
+    the executed steps, floor(start n) <= i < ceil(end n), or of the timesteps; or thresholds, `Timestep(600)` or
+    `Sigma(4.0)`, each the first step below it: with `end=Sigma(4.0)` all steps of a noise level of 4 or more.
 
     Attributes:
         negative_prompt: one for all samples, or one for each; "" is the empty prompt, `None` that of the pipeline's own
@@ -47,8 +49,8 @@ class Steering(Method):
 
     negative_prompt: str | Sequence[str] | None = None
     negative_prompt_embeds: Tensor | Text | None = field(default=None, repr=False, compare=False)
-    start: int | float = 0.0
-    end: int | float = 1.0
+    start: Position = 0.0
+    end: Position = 1.0
     window: Literal["steps", "timestep"] = "steps"
     layers: tuple[int | str, ...] = ()
     network: Network | None = field(default=None, repr=False, compare=False)  # the model's, once fitted
@@ -62,13 +64,7 @@ class Steering(Method):
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             object.__setattr__(self, "negative_prompt", tuple(self.negative_prompt))
-        for name in ("start", "end"):
-            finite(name, getattr(self, name), 0)
-            if isinstance(getattr(self, name), float) and getattr(self, name) > 1:
-                raise ValueError(f"{name} as a fraction must lie in [0, 1], got {getattr(self, name)}")
-        one_of("window", self.window, ("steps", "timestep"))
-        if type(self.start) is type(self.end) and self.start >= self.end and (self.start, self.end) != (0, 0):
-            raise ValueError(f"start must be before end (or both 0 for off), got {self.start} and {self.end}")
+        check_window(self.start, self.end, self.window)
 
     @property
     @abstractmethod
@@ -81,8 +77,8 @@ class Steering(Method):
 
     @property
     def reads_timestep(self) -> bool:  # type: ignore[override]
-        """Only where the window is one of timesteps."""
-        return self.window == "timestep"
+        """Only where the window is one of timesteps or noise levels."""
+        return self.window == "timestep" or is_threshold(self.start) or is_threshold(self.end)
 
     @property
     def text(self) -> Text | None:
@@ -140,22 +136,21 @@ class Steering(Method):
 
     def active(self, step: Step) -> bool:
         """Whether a step lies in the window."""
-        if self.window == "timestep":
-            return self._active_at(step.timestep)
-        n = step.count
-        start = math.floor(self.start * n) if isinstance(self.start, float) else self.start
-        end = math.ceil(self.end * n) if isinstance(self.end, float) else self.end
-        return start <= step.index < end
-
-    def _active_at(self, timestep: float | None) -> bool:
-        """The authors' rule: guided until t falls below (1 - end) of the range, which is cut to whole timesteps."""
-        if timestep is None:
+        if self.window == "steps":
+            start, end = edges(self.start, self.end, step, self)
+            return start <= step.index < end
+        if step.timestep is None:
             raise ValueError(f"{self} goes by timesteps: plan(..., scheduler=...) with its timesteps set.")
-        if self.network is not None and self.network.flow:
-            first, last = (1 - self.start) * 1000, (1 - self.end) * 1000
-        else:
-            first, last = math.ceil((1 - self.start) * 999), math.floor((1 - self.end) * 999)
-        return last <= timestep and (timestep <= first or self.start == 0)
+        flow = self.network is not None and self.network.flow
+        assert isinstance(self.start, int | float)
+        assert isinstance(self.end, int | float)
+        return in_range(step.timestep, self.start, self.end, flow)
+
+    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """Which steps the window is, where thresholds say so."""
+        found = edges(self.start, self.end, step, self)._asdict() if self.window == "steps" else {}
+        said = [told(self, name, step, i) for name, i in found.items() if is_threshold(getattr(self, name))]
+        return "\n".join(said)
 
 
 def guidance(method: Steering, site: Site, edit: Edit, doubled: bool = False) -> Decision | None:
