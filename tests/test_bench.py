@@ -17,7 +17,7 @@ from whenwhere.bench.drawing import draw
 from whenwhere.bench.environment import Environment
 from whenwhere.bench.model import Model, digest, open_model
 from whenwhere.bench.price import price
-from whenwhere.bench.rows import RowFile, read
+from whenwhere.bench.rowfile import Content, Listing, RowFile
 from whenwhere.bench.run import measure
 from whenwhere.bench.schedulers import SHORT_NAMES, evaluations, make_scheduler
 from whenwhere.bench.stopwatch import Stopwatch
@@ -151,6 +151,7 @@ def test_seconds_are_those_of_the_whole_and_of_the_steps(measured):
         assert 0 < m.row.denoising < m.row.seconds
         assert m.row.evaluations == 6
         assert m.row.peak_memory is None
+        assert m.row.resident is None or m.row.resident >= 0
 
 
 def test_a_stopwatch_leaves_the_scheduler_as_it_was(task):
@@ -254,8 +255,8 @@ def test_rows_read_back_as_they_were_written(measured, tmp_path):
     rows = [measured[0].row, replace(measured[1].row, psnr=math.inf, counted=None)]
     for row in rows:
         file.append(row)
-    environment, found = read(tmp_path / "rows.jsonl")
-    assert (environment, found) == (HERE, rows)
+    content = Content.read(tmp_path / "rows.jsonl")
+    assert (content.environment, content.rows) == (HERE, tuple(rows))
     assert all(json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
 
 
@@ -271,11 +272,8 @@ def test_a_resumed_run_skips_what_is_finished_and_gives_the_same_rows(task, pric
     assert resumed.environment == HERE
     for m in measure(task, prices, resumed.finished):
         resumed.append(m.row)
-
-    def timeless(rows):
-        return [replace(row, seconds=0.0, denoising=0.0) for row in rows]
-
-    assert timeless(read(path)[1]) == timeless(m.row for m in measured)
+    again = [row.reproducible() for row in Content.read(path).rows]
+    assert again == [m.row.reproducible() for m in measured]
 
 
 def test_a_finished_run_runs_nothing(task, prices, measured):
@@ -293,7 +291,32 @@ def test_rows_of_two_machines_are_not_mixed(tmp_path):
 def test_a_file_torn_in_its_first_line_begins_anew(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"whenwh')
     RowFile(tmp_path / "rows.jsonl", HERE)
-    assert read(tmp_path / "rows.jsonl") == (HERE, [])
+    assert Content.read(tmp_path / "rows.jsonl") == Content(HERE, (), (), ())
+
+
+def test_a_file_of_something_else_is_never_written_to(tmp_path):
+    for text in ("a prompt without a line break", "two\nlines\n"):
+        (tmp_path / "prompts.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"prompts\.txt"):
+            RowFile(tmp_path / "prompts.txt", HERE)
+        assert (tmp_path / "prompts.txt").read_text() == text
+
+
+def test_rows_of_two_settings_or_with_other_scores_are_not_mixed(measured, tmp_path):
+    row, path = measured[0].row, tmp_path / "rows.jsonl"
+    RowFile(path, HERE, ["agreement"]).append(row)
+    RowFile(path, HERE, ["agreement"], row.job.setting)
+    with pytest.raises(ValueError, match=r"steps 6 and 7.*must not be mixed. Write to another file"):
+        RowFile(path, HERE, ["agreement"], replace(row.job.setting, steps=7))
+    with pytest.raises(ValueError, match="scores agreement and none"):
+        RowFile(path, HERE)
+
+
+def test_variants_are_listed_once(tmp_path):
+    listing = Listing("DeepCache(interval=2, branch=0)", "DeepCache(interval=2)", ("FewerSteps(steps=4)",))
+    for _ in range(2):
+        RowFile(tmp_path / "rows.jsonl", HERE).list(listing)
+    assert Content.read(tmp_path / "rows.jsonl").listings == (listing,)
 
 
 def test_a_wrong_line_is_named(measured, tmp_path):
@@ -304,17 +327,19 @@ def test_a_wrong_line_is_named(measured, tmp_path):
     for wrong, message in (
         ("{}\n", "line 3: no row .fields"),
         ("red\n", "line 3: no row"),
-        (measured[0].row.to_json().replace('"psnr": null', '"psnr": NaN') + "\n", "not a number"),
+        (measured[0].row.to_json().replace('"psnr": null', '"psnr": NaN') + "\n", "psnr is nan, not a number"),
+        (measured[0].row.to_json().replace('"ssim": null', '"ssim": Infinity') + "\n", "ssim is inf, not a number"),
+        (measured[0].row.to_json().replace('"seed": 0', '"seed": "red"') + "\n", "seed is 'red'"),
     ):
         path.write_text(good + wrong)
         with pytest.raises(ValueError, match=message):
-            read(path)
+            Content.read(path)
     path.write_text("[]\n")
     with pytest.raises(ValueError, match="line 1: no header"):
-        read(path)
+        Content.read(path)
     path.write_text("")
     with pytest.raises(ValueError, match="holds no rows"):
-        read(path)
+        Content.read(path)
 
 
 def test_a_row_never_holds_what_is_no_number(measured):

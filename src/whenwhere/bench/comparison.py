@@ -59,6 +59,23 @@ def compare(task: Task, asked: Sequence[Variant], watch: Watch = lambda _: None)
     Raises:
         ValueError: a method does not fit the model or the steps; nothing has run then.
     """
+    groups, prices = price_all(task, asked, watch)
+    comparison = Comparison(task, groups, prices, [], {}, Environment.here(task.model.device))
+    for measured in measure(task, prices, watch=watch):
+        comparison.rows.append(measured.row)
+        job = measured.row.job
+        comparison.pictures.setdefault((measured.variant, job.prompt, job.seed), measured.picture)
+    return comparison
+
+
+def price_all(
+    task: Task, asked: Sequence[Variant], watch: Watch = lambda _: None
+) -> tuple[dict[Variant, list[Variant]], dict[Variant, Price]]:
+    """Every method with its baselines, and the prices of the plain run, the methods and the baselines, in this order.
+
+    Raises:
+        ValueError: a method does not fit the model or the steps; nothing has run then.
+    """
     for variant in asked:
         refuse_what_does_not_fit(task, variant)
     prices: dict[Variant, Price] = {}
@@ -70,12 +87,7 @@ def compare(task: Task, asked: Sequence[Variant], watch: Watch = lambda _: None)
         if variant not in prices:
             watch(f"warming up {variant.label}")
             prices[variant] = price(task, variant, counting=False)
-    comparison = Comparison(task, groups, prices, [], {}, Environment.here(task.model.device))
-    for measured in measure(task, prices, watch=watch):
-        comparison.rows.append(measured.row)
-        job = measured.row.job
-        comparison.pictures.setdefault((measured.variant, job.prompt, job.seed), measured.picture)
-    return comparison
+    return groups, prices
 
 
 def refuse_what_does_not_fit(task: Task, variant: Variant) -> None:

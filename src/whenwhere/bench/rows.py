@@ -1,21 +1,10 @@
-"""Rows: one measured run each, as lines of JSON in a file that only grows.
+"""Rows: one measured run each, as a line of JSON that says by content which job it answers."""
 
-The first line of a file says where it was measured. A row is written at once and as a whole, so that a killed run loses
-at most the row it was writing; such a torn last line is dropped when the file is opened again. A row knows the job it
-answers by content, so that a resumed run skips what is finished.
-"""
-
+import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
-
-from .environment import Environment
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,22 @@ class Job:
     width: int
     run: int
 
+    @property
+    def setting(self) -> "Job":
+        """What all rows that stand side by side have in common: the job without method, prompt, seed and run."""
+        return replace(self, method="", prompt="", seed=0, run=0)
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits that name the picture of this job, whichever repetition drew it."""
+        text = json.dumps(asdict(replace(self, run=0)), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: "Job") -> list[str]:
+        """What is not the same in two jobs, as "steps 20 and 25"."""
+        ours, theirs = asdict(self), asdict(other)
+        return [f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,7 +64,10 @@ class Row:
         counted, counted_papers: the same as they happened; `None` if nobody counted.
         bytes, held: the most bytes that the memory holds, planned and measured.
         peak_memory: the most bytes allocated on the accelerator; `None` on the CPU.
+        resident: by how many bytes the process grew at most while it ran; `None` where the system does not tell.
         psnr, ssim: against the plain run of the same prompt and seed; `None` for that run itself.
+        feature_distance, lpips: the same comparison by networks; `None` also where nobody asked.
+        agreement, clip_score: of the picture with its prompt; `None` where nobody asked.
     """
 
     job: Job
@@ -73,15 +81,24 @@ class Row:
     bytes: int
     held: int
     peak_memory: int | None
+    resident: int | None
     psnr: float | None
     ssim: float | None
+    feature_distance: float | None = None
+    lpips: float | None = None
+    agreement: float | None = None
+    clip_score: float | None = None
+
+    def reproducible(self) -> "Row":
+        """The row without what no two runs have in common: seconds and the memory of the process."""
+        return replace(self, seconds=0.0, denoising=0.0, peak_memory=None, resident=None)
 
     def to_json(self) -> str:
         """One line. Infinity, the PSNR of identical pictures, is written as a word: JSON has no such number."""
         values = asdict(self)
         values = values.pop("job") | values
-        if any(isinstance(value, float) and math.isnan(value) for value in values.values()):
-            raise ValueError(f"a row must not hold a number that is none: {values}")
+        if wrong := [name for name, value in values.items() if _no_number(name, value)]:
+            raise ValueError(f"a row must not hold a number that is none: {', '.join(wrong)} in {values}")
         words = {key: "inf" if value == math.inf else value for key, value in values.items()}
         return json.dumps(words, ensure_ascii=False, allow_nan=False)
 
@@ -90,86 +107,22 @@ class Row:
         """A row from what `to_json` wrote.
 
         Raises:
-            ValueError: a field is missing, unknown or not a number.
+            ValueError: a field is missing, unknown, of the wrong kind or not a number.
         """
-        names = {field.name for field in fields(Job)}
-        own = {field.name for field in fields(cls)} - {"job"}
-        if set(values) != names | own:
-            raise ValueError(f"fields {', '.join(sorted(set(values) ^ (names | own)))} are missing or unknown")
-        results: dict[str, Any] = {name: math.inf if values[name] == "inf" else values[name] for name in own}
-        if any(isinstance(value, float) and math.isnan(value) for value in results.values()):
-            raise ValueError("a number is not a number")
-        return cls(Job(**{name: values[name] for name in names}), **results)
+        kinds = {field.name: field.type for field in (*fields(Job), *fields(cls)) if field.name != "job"}
+        if set(values) != set(kinds):
+            raise ValueError(f"fields {', '.join(sorted(set(values) ^ set(kinds)))} are missing or unknown")
+        values = values | ({"psnr": math.inf} if values["psnr"] == "inf" else {})
+        for name, kind in kinds.items():
+            wanted: Any = kind if kind in (str, int, int | None) else kind | int  # JSON writes 3.0 also as 3
+            if not isinstance(values[name], wanted):
+                raise ValueError(f"{name} is {values[name]!r}")
+            if _no_number(name, values[name]):
+                raise ValueError(f"{name} is {values[name]}, not a number")
+        job = {field.name: values[field.name] for field in fields(Job)}
+        return cls(Job(**job), **{name: value for name, value in values.items() if name not in job})
 
 
-class RowFile:
-    """A file of rows, opened to go on with it.
-
-    Attributes:
-        environment: where its rows were and will be measured.
-        rows: what it holds.
-    """
-
-    def __init__(self, path: Path, environment: Environment) -> None:
-        """Open a file, or begin one.
-
-        Raises:
-            ValueError: it is no file of rows, or was measured in another environment.
-        """
-        self.path, self.environment = path, environment
-        self.rows: list[Row] = []
-        if not path.exists() or not path.read_text(encoding="utf-8").partition("\n")[1]:
-            header = {"whenwhere": _FORMAT, "environment": asdict(environment)}
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-            return
-        self.environment, self.rows = read(path)
-        if different := self.environment.differences(environment):
-            raise ValueError(
-                f"{path} was measured elsewhere ({'; '.join(different)}): its seconds cannot stand beside new ones. "
-                "Write to another file."
-            )
-        whole = path.read_bytes().rpartition(b"\n")[0] + b"\n"
-        os.truncate(path, len(whole))
-
-    @property
-    def finished(self) -> set[Job]:
-        """The jobs that need not be run again."""
-        return {row.job for row in self.rows}
-
-    def append(self, row: Row) -> None:
-        """Write a row so that it survives whatever happens next."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(row.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append(row)
-
-
-def read(path: Path) -> tuple[Environment, list[Row]]:
-    """The environment and the rows of a file; a torn last line is left out.
-
-    Raises:
-        ValueError: it is no file of rows; the message names the first wrong line.
-    """
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    if not lines:
-        raise ValueError(f"{path} holds no rows.")
-    return _environment(path, lines[0]), list(_rows(path, lines[1:]))
-
-
-def _environment(path: Path, line: str) -> Environment:
-    try:
-        header = json.loads(line)
-        if header["whenwhere"] != _FORMAT:
-            raise ValueError("written by another version of the format")
-        return Environment(**header["environment"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}, line 1: no header of a file of rows ({error!r})") from error
-
-
-def _rows(path: Path, lines: list[str]) -> Iterable[Row]:
-    for number, line in enumerate(lines, start=2):
-        try:
-            yield Row.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no row ({error})") from error
+def _no_number(name: str, value: object) -> bool:
+    """Whether a float is NaN or infinite; only the PSNR of identical pictures may be."""
+    return isinstance(value, float) and not math.isfinite(value) and (name, value) != ("psnr", math.inf)

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from ..metrics import images as metrics
 from .drawing import attached
+from .judges import NOBODY, Judges
 from .price import Price
 from .rows import Job, Row
 from .stopwatch import Stopwatch
 from .variant import PLAIN, Task, Variant, draw_one
 
 Watch = Callable[[str], None]  # told what is run next
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ def measure(
     prices: Mapping[Variant, Price],
     finished: Collection[Job] = (),
     watch: Watch = lambda _: None,
+    judges: Judges = NOBODY,
+    share: slice = ALL,
 ) -> Iterator[Measured]:
     """Run every variant on every prompt and seed, in turns: plain, A, B, plain, A, B, ...
 
@@ -41,28 +45,29 @@ def measure(
         prices: the variants, with their prices; the plain one is among them and comes first.
         finished: jobs to skip.
         watch: is told before every run.
+        judges: give the optional scores.
+        share: which of the cases are run here, for example every second one.
     """
     variants = sorted(prices, key=lambda variant: variant != PLAIN)
     finished = set(finished)
-    open_jobs = [job_of(task, variant, *case) for case in cases(task) for variant in variants]
-    waiting = {job.method for job in open_jobs if job not in finished}
+    mine = cases(task)[share]
+    waiting = {job.method for case in mine for job in (job_of(task, v, *case) for v in variants) if job not in finished}
     for variant in variants:
         if variant.expression in waiting and prices[variant].counted:
             watch(f"warming up {variant.label}")
             _run(task, variant, task.prompts[0], task.seeds[0])
-    references: dict[tuple[str, int], Tensor] = {}
-    for prompt, seed, number in cases(task):
+    for case in mine:
+        reference: Tensor | None = None
         for variant in variants:
-            job = job_of(task, variant, prompt, seed, number)
+            job = job_of(task, variant, *case)
             if job in finished:
                 continue
-            if variant != PLAIN and (prompt, seed) not in references:  # its row is finished, its picture is gone
-                references[prompt, seed] = _run(task, PLAIN, prompt, seed)[0]
-            watch(f"{variant.label}, seed {seed}")
-            picture, stopwatch = _run(task, variant, prompt, seed)
-            if variant == PLAIN:
-                references[prompt, seed] = picture
-            row = _row(job, prices[variant], stopwatch, picture, references[prompt, seed])
+            if variant != PLAIN and reference is None:  # its row is finished, its picture is gone
+                reference = _run(task, PLAIN, job.prompt, job.seed)[0]
+            watch(f"{variant.label}, seed {job.seed}")
+            picture, stopwatch = _run(task, variant, job.prompt, job.seed)
+            row = _row(job, prices[variant], stopwatch, picture, reference, judges)
+            reference = picture if reference is None else reference
             yield Measured(row, variant, picture)
 
 
@@ -101,8 +106,7 @@ def _run(task: Task, variant: Variant, prompt: str, seed: int) -> tuple[Tensor, 
     return picture, stopwatch
 
 
-def _row(job: Job, price: Price, watch: Stopwatch, picture: Tensor, reference: Tensor) -> Row:
-    compared = picture is not reference
+def _row(job: Job, price: Price, watch: Stopwatch, picture: Tensor, reference: Tensor | None, judges: Judges) -> Row:
     return Row(
         job=job,
         seconds=watch.seconds,
@@ -115,6 +119,8 @@ def _row(job: Job, price: Price, watch: Stopwatch, picture: Tensor, reference: T
         bytes=price.planned_bytes,
         held=price.held_bytes,
         peak_memory=watch.peak_memory,
-        psnr=metrics.psnr(picture[None], reference[None])[0] if compared else None,
-        ssim=metrics.ssim(picture[None], reference[None])[0] if compared else None,
+        resident=watch.resident,
+        psnr=metrics.psnr(picture[None], reference[None])[0] if reference is not None else None,
+        ssim=metrics.ssim(picture[None], reference[None])[0] if reference is not None else None,
+        **judges(picture, reference, job.prompt),
     )

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from ..clock import Clock
+from . import resident
 
 
 class Stopwatch:
@@ -17,12 +18,14 @@ class Stopwatch:
         denoising: from the layout of the timesteps to the last update of the sample.
         evaluations: updates of the sample, each with one step's evaluations of the denoiser before it.
         peak_memory: the most bytes allocated on the accelerator; `None` on the CPU.
+        resident: by how many bytes the process grew at most; `None` where the system does not tell.
     """
 
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.seconds = self.denoising = 0.0
         self.evaluations = 0
         self.peak_memory: int | None = None
+        self.resident: int | None = None
         self._pipe, self._cuda = pipe, device if device.type == "cuda" else None
         self._laid: float | torch.cuda.Event = 0.0
         self._last: float | torch.cuda.Event = 0.0
@@ -31,6 +34,7 @@ class Stopwatch:
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
             torch.cuda.reset_peak_memory_stats(self._cuda)
+        self._resident = resident.begin()
         self._clock = Clock(self._pipe.scheduler, self._begin, self._stepped)
         self._start = time.perf_counter()
         return self
@@ -42,6 +46,7 @@ class Stopwatch:
             torch.cuda.synchronize(self._cuda)
             self.peak_memory = torch.cuda.max_memory_allocated(self._cuda)
         self.seconds = time.perf_counter() - self._start
+        self.resident = resident.grown(self._resident)
         self._clock.stop()
         if isinstance(self._laid, torch.cuda.Event) and isinstance(self._last, torch.cuda.Event):
             self.denoising = self._laid.elapsed_time(self._last) / 1000

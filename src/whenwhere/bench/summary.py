@@ -65,10 +65,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     plain = groups.get("plain")
     if plain is None:
         raise ValueError("there is no row of the plain run to compare with.")
-    settings = {
-        (job.model, job.revision, job.dtype, job.scheduler, job.steps, job.guidance, job.height, job.width)
-        for job in (row.job for group in groups.values() for row in group)
-    }
+    settings = {row.job.setting for group in groups.values() for row in group}
     if len(settings) > 1:
         raise ValueError(f"rows of {len(settings)} models or settings are mixed; summarise them one by one.")
     return [_summary(group, plain) for group in groups.values()]

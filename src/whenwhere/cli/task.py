@@ -27,14 +27,7 @@ def make_task(
     Raises:
         ValueError: no such model, scheduler or size, or a value out of range.
     """
-    from ..bench.model import open_model
-    from ..bench.schedulers import make_scheduler
-    from ..bench.variant import Task
+    from ..bench.order import open_task
 
     wanted = options.read_size(size)
-    opened = open_model(model, device, dtype)
-    if scheduler is not None:
-        opened.pipeline.scheduler = make_scheduler(scheduler, opened.pipeline.scheduler)
-    steps = opened.steps if steps is None else steps
-    guidance = opened.guidance if guidance is None else guidance
-    return Task(opened, prompts, seeds, runs, steps, guidance, negative, wanted)
+    return open_task(prompts, seeds, runs, model, scheduler, steps, guidance, negative, wanted, device, dtype)

@@ -11,7 +11,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whenwhere.metrics.features import PictureFeatures, SentenceFeatures
+from whenwhere.metrics.features import PictureFeatures, SentenceFeatures, as_bytes
 
 WEIGHTS = Path(__file__).with_name("alignment.safetensors")
 
@@ -70,3 +70,8 @@ class Alignment:
         if len(pictures) != len(prompts):
             raise ValueError(f"every picture needs its prompt: {len(pictures)} pictures, {len(prompts)} prompts")
         return cosines(*self.heads(self.picture_features(pictures), self.sentence_features(prompts)))
+
+
+def agreement(score: Alignment, picture: Tensor, prompt: str) -> float:
+    """The cosine of one picture (3, H, W) in [0, 1] and its prompt."""
+    return float(score(as_bytes(picture), [prompt])[0])

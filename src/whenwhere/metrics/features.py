@@ -48,6 +48,18 @@ class PictureFeatures(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
+def as_bytes(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) with values in [0, 1] as a batch of one, uint8 (1, 3, H, W)."""
+    return (picture[None] * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def feature_distance(network: PictureFeatures, picture: Tensor, plain: Tensor) -> float:
+    """1 - cosine of the features of two pictures (3, H, W) in [0, 1]: 0 for identical pictures, at most 2."""
+    ours, theirs = network(torch.cat([as_bytes(picture), as_bytes(plain)])).double()
+    return max(0.0, 1 - float(functional.cosine_similarity(ours, theirs, dim=0)))
+
+
 class SentenceFeatures:
     """all-MiniLM-L6-v2: a list of B sentences -> unit vectors (B, 384)."""
 
