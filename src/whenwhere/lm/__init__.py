@@ -1,0 +1,55 @@
+"""Conditional computation in language models: Mixture-of-Depths, Subjective Depth, Subjective Timescale.
+
+    model = AutoModelForCausalLM.from_pretrained(directory)         # Llama or Qwen2
+    routed = lm.route(model, lm.SDT.recommended())                  # shares the model's parameters
+
+    optimiser = torch.optim.AdamW(lm.parameter_groups(routed))      # train as usual; a model in training mode adds
+    routed.train()(**batch, labels=batch["input_ids"]).loss         # the routers' losses: lm.routing_loss(routed)
+    lm.set_step(routed, step, steps)                                # where β is scheduled (STT)
+
+    lm.calibrate(routed, batches)                                   # thresholds for capacities, after training
+    routed.save_pretrained(path)                                    # AutoModelForCausalLM.from_pretrained(path)
+    routed.generate(**prompt, capacity=0.3)                         # or threshold=..., speed=...
+    routed(**batch, policy="topk")                                  # scores of whole texts, not causal
+
+    with lm.turned(routed, lm.Knob(capacity=0.3)): ...              # or routed.knob = lm.Knob(...)
+    routed.realised, routed.notes                                   # what the last call selected, by layer
+    lm.cost(routed.config, routed.routing, tokens)                  # multiply-adds and cache, next to dense
+    lm.cache_bytes(cache)                                           # measured
+
+In training mode the best tokens of whole texts are selected; in evaluation mode a threshold decides about every token
+by itself, so that losses are those of decoding. `notes[layer].mask` (B, T) is the trace; `Knob(selection=...)` replays
+one.
+"""
+
+from .cache import cache_bytes
+from .calibrate import calibrate
+from .call import Knob, Note
+from .convert import route
+from .cost import Cost, cost
+from .losses import parameter_groups, routing_loss, set_step
+from .mod import MoD
+from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM, turned
+from .routing import Routing
+from .sdt import SDT
+from .stt import STT
+
+__all__ = [
+    "SDT",
+    "STT",
+    "Cost",
+    "Knob",
+    "MoD",
+    "Note",
+    "RoutedLlamaForCausalLM",
+    "RoutedQwen2ForCausalLM",
+    "Routing",
+    "cache_bytes",
+    "calibrate",
+    "cost",
+    "parameter_groups",
+    "route",
+    "routing_loss",
+    "set_step",
+    "turned",
+]
