@@ -15,7 +15,7 @@ HEIGHT |= {"methods": 1, "guidance": 1, "lm": 1, "models": 1}
 # At the top of the package, but no part of the core: the public names, and what reads the names of methods.
 NOT_CORE = {"__init__", "__main__", "expression"}
 STANDARD = {"torch", *sys.stdlib_module_names}
-BRINGS_DIFFUSERS = {"models", "train", "zoo"}
+BRINGS_DIFFUSERS = {"lm", "models", "train", "zoo"}
 
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 CORE = [path for path in FILES if path.parent == ROOT and path.stem not in NOT_CORE]
