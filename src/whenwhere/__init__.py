@@ -9,6 +9,7 @@ from .guidance import NAG, NASA, VSF
 from .method import Method
 from .methods import (
     FORA,
+    AdaptiveTGate,
     BlockCaching,
     CrossAttentionFreeze,
     DeepCache,
@@ -29,6 +30,7 @@ __all__ = [
     "NAG",
     "NASA",
     "VSF",
+    "AdaptiveTGate",
     "Attachment",
     "BlockCaching",
     "Calibration",

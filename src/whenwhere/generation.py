@@ -89,11 +89,23 @@ class Generation:
             self._lay(index, branches, max(self._passes, self._pass + 1))
         if self._open != (index, self._pass):
             self._open = (index, self._pass)
-            self.column = self.plan[index * self._passes + self._pass]
+            self.column = self._revised(self.plan[index * self._passes + self._pass])
             self.traced = Column(self.column.step, [()] * len(self._sites), [False] * len(self._sites))
             self.trace.append(self.traced)
         if rows is not None:
             self._enter()
+
+    def _revised(self, column: Column) -> Column:
+        """A column of the plan after what adaptive methods learnt in the steps before."""
+        if not any(method.adaptive for method in self._methods):
+            return column
+
+        def revised(opinion: Opinion) -> Opinion:
+            number = opinion.method
+            decision = self._methods[number].revise(opinion.decision, column.step, self.notes[number])
+            return Opinion(number, decision)
+
+        return Column(column.step, [tuple(map(revised, opinions)) for opinions in column.opinions], column.reached)
 
     def close(self) -> None:
         """The denoiser returned: a further call within the same step is the next pass."""

@@ -48,6 +48,7 @@ class Method(ABC):
     # Whether a full evaluation that other methods ask for leaves its decisions as they are: what it remembers serves a
     # batch of any branches.
     lasting: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False  # whether it revises its decisions while they are carried out
     # What is likely wrong if every site was computed at every step.
     idle_reason: ClassVar[str] = (
         "its plan computes everything at this number of steps; print(attachment.plan) shows it."
@@ -78,6 +79,17 @@ class Method(ABC):
 
     def review(self, setting: Setting) -> None:  # noqa: B027  (as above)
         """Look at a generation that is about to begin: refuse it by ValueError, or doubt it by a warning."""
+
+    def revise(self, decision: Decision, step: Step, notes: Mapping[str, Any]) -> Decision:  # noqa: ARG002
+        """What a planned decision comes to, now that the steps before it were carried out; asked of adaptive methods.
+
+        It must spend no more than planned.
+        """
+        return decision
+
+    def cheapest(self) -> Self:
+        """The same as it runs where it saves most; itself, where nothing is decided while it runs."""
+        return self
 
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
         """What a plan or trace says below its table that the table does not show; empty for nothing.

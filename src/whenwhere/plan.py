@@ -11,7 +11,7 @@ from .cost import Cost, Macs, Unit, total
 from .decision import Compute
 from .method import Method
 from .site import Kind, Side, Site
-from .table import Column
+from .table import Column, lay
 
 _NOT_REACHED = " "
 _FORMAT = 1  # of the JSON files
@@ -31,6 +31,7 @@ class Plan:
         cost: multiply-adds and bytes; `None` where the model could not be priced.
         held: the most bytes that the memory really held; `None` in a plan.
         remarks: what the methods say of it beyond the table.
+        least: the cost where methods that decide while running save most; `None` in a trace, and where none does.
     """
 
     kind: Literal["plan", "trace"]
@@ -42,6 +43,7 @@ class Plan:
     cost: Cost | None
     held: int | None = None
     remarks: tuple[str, ...] = ()
+    least: Cost | None = None
 
     @classmethod
     def of(
@@ -66,7 +68,10 @@ class Plan:
         told = notes or [{}] * len(methods)
         said = [m.remark(columns[0].step, note) for m, note in zip(methods, told, strict=True)] if columns else []
         remarks = tuple(filter(None, said))
-        return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held, remarks)
+        least, cheapest = None, [method.cheapest() for method in methods]
+        if kind == "plan" and units and cheapest != list(methods):
+            least = total(sites, units, lay(sites, cheapest, [column.step for column in columns]), samples)
+        return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held, remarks, least)
 
     @property
     def steps(self) -> int:
@@ -106,11 +111,12 @@ class Plan:
         """Multiply-adds and bytes in words, one line each."""
         if self.cost is None:
             return []
-        cost = self.cost
+        cost, least = self.cost, self.least
         return [
             f"{_tera(cost.macs.all)} of {_tera(cost.baseline.all)} MACs ({cost.ratio:.2f}x fewer), "
             f"{_tera(cost.macs.papers)} of {_tera(cost.baseline.papers)} in the papers' convention "
             "(without QK^T and AV)",
+            *([] if least is None else [f"{_tera(least.macs.all)} MACs at the least ({least.ratio:.2f}x fewer)"]),
             f"{_mega(cost.bytes)} remembered at most" + ("" if self.held is None else f", {_mega(self.held)} measured"),
         ]
 
@@ -139,14 +145,16 @@ class Plan:
             Site(**{**site, "kind": Kind(site["kind"]), "side": Side(site["side"]) if site["side"] else None})
             for site in data["sites"]
         )
-        cost = data["cost"] and Cost(
-            Macs(**data["cost"]["macs"]), Macs(**data["cost"]["baseline"]), data["cost"]["bytes"]
-        )
+        cost, least = _cost(data["cost"]), _cost(data.get("least"))
         rows, methods = tuple(data["rows"]), tuple(data["methods"])
         data["remarks"] = tuple(data.get("remarks", ()))
         if len(rows) != len(sites) or len({len(row) for row in rows}) != 1:
             raise ValueError(f"{len(sites)} sites do not go with {len(rows)} rows, or the rows differ in length")
-        return cls(**{**data, "sites": sites, "cost": cost, "rows": rows, "methods": methods})
+        return cls(**{**data, "sites": sites, "cost": cost, "least": least, "rows": rows, "methods": methods})
+
+
+def _cost(data: dict[str, Any] | None) -> Cost | None:
+    return data and Cost(Macs(**data["macs"]), Macs(**data["baseline"]), data["bytes"])  # type: ignore[return-value]
 
 
 def _symbol(column: Column, site: int) -> str:

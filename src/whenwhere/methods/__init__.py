@@ -1,5 +1,6 @@
 """Published methods, one paper per file."""
 
+from .adaptivetgate import AdaptiveTGate
 from .blockcaching import BlockCaching
 from .crossattentionfreeze import CrossAttentionFreeze
 from .deepcache import DeepCache
@@ -14,6 +15,7 @@ from .toca import ToCa
 
 __all__ = [
     "FORA",
+    "AdaptiveTGate",
     "BlockCaching",
     "CrossAttentionFreeze",
     "DeepCache",

@@ -1,0 +1,247 @@
+"""Decisions that watch cross-attention converge, and close a gate when it has, for every sample by itself.
+
+What a cross-attention puts out, averaged over the guidance branches, is projected onto a few fixed random directions at
+every step of the window; the distance of two such sketches, divided by the length of the later one, is its relative
+change (Johnson and Lindenstrauss, 1984: projections keep distances). Times the number of steps it is a rate, which does
+not depend on that number. A sample's gate closes when the mean rate of all cross-attentions is small. In a batch, the
+gates close one by one: what a closed sample puts out is that of its own frozen run, whatever the others do, but its
+branch is saved only when all gates are closed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors
+from .layout import Branches
+from .unit import Macs, Unit
+
+DIRECTIONS = 8
+
+
+def _mean(sketches: Output, branches: Branches | None) -> Output:
+    return sketches if branches is None else map_tensors(sketches, branches.mean)
+
+
+# What is done with sketches of all rows once it is known which rows are which branch.
+_SKETCHED = Keep("sketch", _mean, size=lambda _parts, _branches: 0, folds=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch(Decision):
+    """Run a cross-attention and remember a sketch of its output, (B, N, 8).
+
+    Attributes:
+        branches: guidance branches of the batch.
+    """
+
+    branches: int
+
+    symbol: ClassVar[str] = "#"
+    name: ClassVar[str] = "computed"
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Run, remember."""
+        output = call.run()
+        slot.put((_SKETCHED.of(_sketch(output), call.branches),), call, _SKETCHED.folds_by(call.branches))
+        if call.branches is None:
+            slot.memory.unsettled.append((slot, _SKETCHED, call))
+        return output
+
+    @property
+    def keeps(self) -> bool:
+        """Always."""
+        return True
+
+    def bare(self) -> Decision:
+        """Run the module, nothing else."""
+        return Compute()
+
+    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:  # noqa: ARG002
+        """One branch's."""
+        return _tokens(unit) * DIRECTIONS * unit.itemsize * samples
+
+    def extra(self, unit: Unit, samples: int) -> Macs:
+        """The projection of every row."""
+        spent = sum(unit.bytes) // unit.itemsize * DIRECTIONS * self.branches * samples
+        return Macs(spent, spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Decision):
+    """Run a cross-attention; remember its branches' mean, and note its change since the last step for every sample.
+
+    Attributes:
+        branches: guidance branches of the batch.
+        judged: whether the change matters.
+        keep: whether anything is remembered.
+    """
+
+    branches: int
+    judged: bool = True
+    keep: bool = True
+
+    symbol: ClassVar[str] = "#"
+    name: ClassVar[str] = "computed"
+    recalls: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Run; give closed samples what is frozen for them; sketch, compare, remember."""
+        output, branches = call.run(), call.branches
+        assert branches is not None  # known after the first step
+        before, *frozen = slot.get(_of_one_branch(call, branches))
+        mean = branches.mean(output)
+        closed = _closed(call)
+        if closed and frozen:
+            mean = _put_samples(mean, frozen[0], closed, branches.samples)
+            repeated = torch.cat([mean] * len(branches.roles))
+            output = _put_samples(output, repeated, closed, branches.samples, len(branches.roles))
+        if self.keep:
+            sketch = branches.mean(_sketch(output))
+            if self.judged:
+                call.notes.setdefault("changing", []).append(_change(sketch, before, branches.samples))
+            slot.put((sketch, mean), call, len(branches.roles))
+        return output
+
+    @property
+    def keeps(self) -> bool:
+        """Unless no later step recalls."""
+        return self.keep
+
+    def bare(self) -> Decision:
+        """Without remembering; what is frozen already is still recalled."""
+        return replace(self, keep=False)
+
+    def fresh(self) -> Decision:
+        """Without a step before, only the sketch."""
+        return Sketch(self.branches)
+
+    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:
+        """The mean, and the sketch."""
+        return sum(unit.bytes) * samples + Sketch(self.branches).held_bytes(unit, branches, samples)
+
+    def extra(self, unit: Unit, samples: int) -> Macs:
+        """The projection of every row."""
+        return Sketch(self.branches).extra(unit, samples) if self.keep else Macs()
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(Decision):
+    """Return what is frozen instead of running the cross-attention."""
+
+    branches: int
+
+    symbol: ClassVar[str] = Reuse.symbol
+    name: ClassVar[str] = Reuse.name
+    recalls: ClassVar[bool] = True
+    stops: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Recall."""
+        return slot.get(call)[-1]
+
+    def fresh(self) -> Decision:
+        """Without anything frozen, run."""
+        return Compute()
+
+    def share(self) -> float:
+        """Nothing is spent."""
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided(Decision):
+    """Run the denoiser while gates are open; then close those of the samples whose cross-attention has converged.
+
+    Attributes:
+        judged: whether gates may close after this step.
+        final: whether all close.
+    """
+
+    judged: bool
+    final: bool
+
+    symbol: ClassVar[str] = "?"
+    name: ClassVar[str] = "computed, the gate may close"
+
+    def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
+        """Run, give closed samples the prediction of the branch that goes on, judge."""
+        output = call.run()
+        branches = call.branches
+        samples = branches.samples if branches else len(call.tokens)
+        closed = _closed(call)
+        if closed and branches and len(branches.roles) > 1:
+            output = map_tensors(output, lambda t: _give_the_survivor(t, closed, branches))
+        if self.judged:
+            _judge(call, samples, self.final)
+        return output
+
+
+def _judge(call: Call, samples: int, final: bool) -> None:
+    """Note the changes of this step, and close gates; the only place where the device is waited for."""
+    gates: list[int | None] = call.notes.setdefault("gates", [None] * samples)
+    changing = call.notes.pop("changing", None)
+    changes: list[float] = torch.stack(changing).mean(0).tolist() if changing else [float("inf")] * samples
+    rates = tuple(change * call.step.count for change in changes)
+    call.notes.setdefault("rates", {})[call.step.index] = rates
+    for i, rate in enumerate(rates):
+        if gates[i] is None and (final or rate <= call.method.threshold):
+            gates[i] = call.step.index + 1
+
+
+def all_closed(notes: Any) -> bool:
+    """Whether the gates of all samples are closed."""
+    gates = notes.get("gates")
+    return bool(gates) and None not in gates
+
+
+def _closed(call: Call) -> list[int]:
+    return [i for i, gate in enumerate(call.notes.get("gates", ())) if gate is not None]
+
+
+def _of_one_branch(call: Call, branches: Branches) -> Call:
+    return replace(call, args=(call.tokens[: len(call.tokens) // len(branches.roles)],))
+
+
+def _sketch(output: Tensor) -> Tensor:
+    """(n, N, D) -> (n, N, 8)."""
+    return torch.matmul(output, _directions(output.shape[-1], output.dtype, output.device))
+
+
+@cache
+def _directions(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Fixed random signs, (D, 8)."""
+    drawn = torch.randint(2, (width, DIRECTIONS), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1).to(device, dtype)
+
+
+def _change(now: Tensor, before: Tensor, samples: int) -> Tensor:
+    """||now - before|| / ||now|| of every sample, (B,)."""
+    present, past = (sketch.float().reshape(samples, -1) for sketch in (now, before))
+    length: Tensor = present.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    share: Tensor = (present - past).norm(dim=1) / length
+    return share
+
+
+def _put_samples(into: Tensor, given: Tensor, chosen: Sequence[int], samples: int, branches: int = 1) -> Tensor:
+    """A tensor with the rows of some samples, in all branches, taken from another: (branches * n, ...)."""
+    changed = into.reshape(branches, samples, -1, *into.shape[1:]).clone()
+    changed[:, chosen] = given.reshape(changed.shape)[:, chosen]
+    return changed.reshape(into.shape)
+
+
+def _give_the_survivor(prediction: Tensor, closed: Sequence[int], branches: Branches) -> Tensor:
+    """A prediction in which all branches of closed samples have that of the branch that goes on."""
+    survivor = prediction[branches.rows_of(branches.survivor, len(prediction))]
+    repeated = torch.cat([survivor] * len(branches.roles))
+    return _put_samples(prediction, repeated, closed, branches.samples, len(branches.roles))
+
+
+def _tokens(unit: Unit) -> int:
+    """Tokens that ask, in all rows that one row of the denoiser's batch has."""
+    assert unit.attended is not None
+    return unit.attended.queries * unit.attended.rows
