@@ -2,7 +2,8 @@
 
 Between `<!-- prints: EXPRESSION -->` and `<!-- end -->` stands what the expression prints, evaluated with the public
 names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set. Between `<!-- rows: NAME -->` and
-`<!-- end -->` stand the published multiply-adds of `tests/published.py` called NAME, beside the planned ones.
+`<!-- end -->` stand the published multiply-adds of `tests/published.py` called NAME, beside the planned ones. Between
+`<!-- families: all -->` and `<!-- end -->` stands the table of families.
 """
 
 import re
@@ -12,13 +13,15 @@ from pathlib import Path
 from diffusers import DDIMScheduler
 
 import whenwhere
+from whenwhere.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import published  # noqa: E402
 
-MARKED = re.compile(r"(<!-- (prints|rows): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (prints|rows|families): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+SEPARATE = ", in separate calls"
 UNITS = {"T": published.TERA, "G": published.GIGA}
 
 
@@ -29,7 +32,10 @@ def refreshed(page: str) -> str:
 
 def _quotation(found: re.Match[str]) -> str:
     opening, kind, what, closing = found.groups()
-    text = _printed(what) if kind == "prints" else _table(getattr(published, what))
+    if kind == "families":
+        text = _families()
+    else:
+        text = _printed(what) if kind == "prints" else _table(getattr(published, what))
     return f"{opening}{text}\n{closing}"
 
 
@@ -45,6 +51,18 @@ def _ddim(steps: int) -> DDIMScheduler:
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     return scheduler
+
+
+def _families() -> str:
+    lines = ["| denoiser | roles of a guidance batch | sites | long skips |", "|---|---|---|---|"]
+    for family in FAMILIES:
+        roles = " | ".join(
+            (f"`{family.model}`", ", ".join(family.passes or family.roles) + bool(family.passes) * SEPARATE)
+        )
+        kinds = ", ".join(dict.fromkeys(part.kind for part in family.parts if part.path))
+        skips = "mirrored blocks" if family.mirrored else "U-Net" if any(p.rung for p in family.parts) else ""
+        lines.append(f"| {roles} | {kinds} | {skips} |")
+    return "\n".join(lines)
 
 
 def _table(rows: tuple[published.Row, ...]) -> str:

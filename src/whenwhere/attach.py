@@ -48,15 +48,15 @@ def attach(
         scheduler: the scheduler of your loop; for a pipeline, its own is taken.
         anatomy: for a model family that the library does not know.
         guidance: whether the denoiser's batch holds guidance branches, in the family's order. Only needed where
-        neither the
-            pipeline nor its scheduler's steps tell: `DiTPipeline`, and loops that move all branches together.
+            neither the pipeline nor its scheduler's steps tell: `DiTPipeline`, and loops that move all branches
+            together.
 
     Returns:
         An `Attachment`: a context manager that detaches when it is left, or an object with `detach()`.
 
     Raises:
         ValueError: no method, a model of no known family, a method that does not fit the model, something attached
-        already.
+            already.
         TypeError: what is attached is not a method, or there is no denoiser or scheduler to attach to.
     """
     if not methods:
@@ -123,8 +123,8 @@ class Attachment:
         """The plan of the generation that is running or ran last.
 
         Raises:
-            RuntimeError: nothing ran yet, so the number of steps is not known; use `whenwhere.plan(pipe, ...,
-            steps=N)`.
+            RuntimeError: nothing ran yet, so the number of steps is not known; `whenwhere.plan(pipe, ..., steps=N)`
+                needs no run.
         """
         generation = self._generated("plan")
         return self._table("plan", generation, generation.plan)

@@ -95,7 +95,8 @@ def calibrate(
         pipe: as for `attach`.
         generate: calls the pipeline with everything as it will be used (steps, guidance scale, size); prompts and seeds
             should vary, and their mean is taken.
-        granularity, metric: what is a unit, and what is its change; see `Calibration`.
+        granularity: what is a unit; see `Calibration`.
+        metric: what is its change; see `Calibration`.
         options: further arguments of `attach`.
 
     Raises:

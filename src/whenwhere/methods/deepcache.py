@@ -27,13 +27,13 @@ class DeepCache(Method):
     rim is remembered. A ControlNet runs at the full steps only.
 
     Attributes:
-        interval: N, at least 1: a full step every N evaluations, counted from the first executed one; 1 is the plain
-        run.
+        interval: N, at least 1: a full step every N evaluations, counted from the first executed one; 1 is the
+            plain run.
         branch: b in 0 ... R - 1, R the number of residuals: the deepest one that is computed at every step. The paper's
             "skip branch" is b + 1, the public helper's `cache_branch_id` is b.
-        center, pow: the non-uniform schedule of equation 7: as many full steps, denser around `center` (>= 0) with
-        power
-            `pow` > 1; pow = 1 is the uniform schedule.
+        center: at least 0: the step around which the non-uniform schedule of equation 7 is dense; it has as many full
+            steps as the uniform one.
+        pow: the power of that schedule, at least 1; 1 is the uniform schedule.
         full_steps: an explicit list of full steps instead, ascending from 0.
 
     Raises:

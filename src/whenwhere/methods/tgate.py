@@ -34,8 +34,8 @@ class TGate(Method):
         gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a
             fraction of the executed schedule, rounded; at `Timestep(t)` or `Sigma(s)` the first step below it is the
             first without them. m = steps leaves cross-attention as it is.
-        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with DeepCache:
-        1.
+        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with
+            DeepCache: 1.
         fi_interval: f, at least 1; 1 computes self-attention at every step after the gate, as in all published runs.
         warm_up: w, at least 0: steps before self-attention may be reused. Published with DeepCache: 0.
         anchor: what stands for cross-attention after the gate: "mean" of the branches (equation 6), or the "cond" or

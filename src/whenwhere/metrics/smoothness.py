@@ -99,7 +99,7 @@ class ChangeMap:
 
 
 def change_map(features: Sequence[Sequence[Tensor]]) -> ChangeMap:
-    """The change of every block's output between consecutive steps, from features[step][block], each (B, N, D).
+    """The change of every block's output between consecutive steps, from `features[step][block]`, each (B, N, D).
 
     Raises:
         ValueError: fewer than two steps, or steps with unequal numbers of blocks.
@@ -129,7 +129,7 @@ def similarity(cached: Sequence[Tensor], uncached: Sequence[Tensor]) -> tuple[Te
 
 @contextmanager
 def recorded(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """Inside this block the outputs of some modules are collected as features[call of the first module][module]."""
+    """Inside this block the outputs of some modules are collected, as `features[call of the first module][module]`."""
     features: list[list[Tensor]] = []
 
     def note(module: nn.Module, _: Any, output: Tensor) -> None:

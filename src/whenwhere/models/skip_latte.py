@@ -35,7 +35,8 @@ class SkipLatteTransformer3DModel(ModelMixin, ConfigMixin):  # type: ignore[misc
         cross_attention_dim: width of the projected text; as wide as the blocks if `None`.
         num_classes: classes of a class-to-video model; 0 for one without condition.
         video_length: the most frames.
-        skip_pairs, fusion: as in `SkipDiTTransformer2DModel`, for pairs of units (p, P-1-p).
+        skip_pairs: as in `SkipDiTTransformer2DModel`, for pairs of units (p, P-1-p).
+        fusion: as there.
 
     Raises:
         ValueError: P is odd, an argument out of range, or both text and classes.
