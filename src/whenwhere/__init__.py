@@ -18,6 +18,7 @@ from .methods import (
     FewerSteps,
     GuidanceStop,
     SkipCache,
+    TextStreamFreeze,
     TGate,
     ToCa,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Sigma",
     "SkipCache",
     "TGate",
+    "TextStreamFreeze",
     "Timestep",
     "ToCa",
     "attach",

@@ -165,8 +165,11 @@ def total(sites: Sequence[Site], units: Sequence[Unit], columns: Sequence[Column
                 inner = branches = decision.inner_branches(inner)
             share = min((decision.share() for decision in decisions), default=1.0)
             spent += unit.macs.times(branches * samples * (share if whole else share - 1))
+            stopped = any(decision.stops for decision in decisions)
             for opinion in column.opinions[i]:
                 spent += opinion.decision.extra(unit, samples)
+                if not stopped:
+                    spent -= opinion.decision.saved(unit).times(branches * samples)
                 if opinion.decision.keeps:
                     kept = opinion.decision.held_bytes(unit, branches, samples)
                     key = slot_key(opinion, i, column.step.pass_)

@@ -213,6 +213,10 @@ class Decision(ABC):
         """Bytes that are newly remembered, all samples together."""
         return self.kept_bytes(unit.bytes, branches) * samples
 
+    def saved(self, unit: Unit) -> Macs:  # noqa: ARG002
+        """Multiply-adds of one row that are not spent although the module runs."""
+        return Macs()
+
     def extra(self, unit: Unit, samples: int) -> Macs:  # noqa: ARG002
         """Multiply-adds spent beyond the site's own, all samples together."""
         return Macs()

@@ -38,10 +38,11 @@ def _of_attention(sizes: dict[str, Attended], path: str, rows: int) -> Any:
 
 
 def _of_block(sizes: dict[str, Attended], path: str) -> Any:
-    """A block whose attention sees text and image in a row knows how much of it is text."""
+    """A block whose attention sees text and image in a row knows how much of it is text; the attention does not."""
 
     def hook(_module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        sizes[path] = replace(sizes[f"{path}.attn"], text=text.shape[1])
+        attention = f"{path}.attn"
+        sizes[path] = sizes[attention] = replace(sizes[attention], text=text.shape[1])
 
     return hook

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Decision, Output, Slot
+from ..taps import Forward, Tap, projections, tapped
 from ..unit import Macs, Unit
 from .cross import named_arguments
 from .edits import Tally
 from .network import Projected
-from .taps import Forward, Tap, projections, tapped
 from .text import Size, spread
 
 

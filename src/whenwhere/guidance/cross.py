@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..anatomy import Role
 from ..decision import Call, Output
 from ..layout import argument_reader
+from ..taps import Forward, Tap, projections, tapped
 from .network import Projected
-from .taps import Forward, Tap, projections, tapped
 from .text import spread
 
 

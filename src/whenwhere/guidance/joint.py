@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..decision import Call, Decision, Output, Slot
+from ..taps import Forward, Tap, tapped
 from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
 from .network import network_of
 from .provide import ProvideAnew, projected
 from .streams import Companion, SingleBlock, block_of
-from .taps import Forward, Tap, tapped
 from .text import Size, spread
 
 

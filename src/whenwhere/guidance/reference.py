@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Decision, Output, Slot, map_tensors
+from ..taps import Forward, Tap, tapped
 from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
 from .provide import negative_text
-from .taps import Forward, Tap, tapped
 from .text import Size, spread
 
 _WITH_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")

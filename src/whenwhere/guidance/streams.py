@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..decision import Call, Output
+from ..taps import Forward, Tap, projections, tapped
 from .cross import named_arguments, put_rows
-from .taps import Forward, Tap, projections, tapped
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from .fewersteps import FewerSteps
 from .fora import FORA
 from .guidancestop import GuidanceStop
 from .skipcache import SkipCache
+from .textstreamfreeze import TextStreamFreeze
 from .tgate import TGate
 from .toca import ToCa
 
@@ -25,5 +26,6 @@ __all__ = [
     "GuidanceStop",
     "SkipCache",
     "TGate",
+    "TextStreamFreeze",
     "ToCa",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..front import Front
+from .front import Front
 
 Forward = Callable[..., Any]
 Tap = Callable[[Forward], Forward]  # from the module's own forward to what is called instead
