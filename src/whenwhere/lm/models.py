@@ -173,9 +173,10 @@ class RoutedCausalLM:
             )
         training: bool = self.training  # type: ignore[attr-defined]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        use_cache = False if training and past_key_values is None else use_cache
-        caching = past_key_values is not None or (use_cache or (use_cache is None and self.config.use_cache))
-        chosen = self._policy(turned, training, bool(caching) and labels is None, past)
+        if past_key_values is None and use_cache is None and (training or labels is not None):
+            use_cache = False  # nothing follows a text that is scored
+        caching = past_key_values is not None or (self.config.use_cache if use_cache is None else use_cache)
+        chosen = self._policy(turned, training, caching, past)
         rows, count = entering.shape[:2]
         keep, rank = places((rows, count), past, attention_mask, position_ids, entering.device)
         call = Call(chosen, turned, training, self.config.routing_calibrated, keep, rank, past)
@@ -197,7 +198,7 @@ class RoutedCausalLM:
             output["loss"] = output["loss"] + total(self.routing, call).to(output["loss"].device)
         return output
 
-    def _policy(self, asked: Knob, training: bool, prefilling: bool, past: int) -> Policy:
+    def _policy(self, asked: Knob, training: bool, caching: bool, past: int) -> Policy:
         """Who selects in this call.
 
         Raises:
@@ -209,14 +210,14 @@ class RoutedCausalLM:
             raise ValueError(
                 f"routed layers need attention in {_IMPLEMENTATIONS}, which take masks; got {implementation!r}."
             )
-        if training and past:
-            raise ValueError("training goes over whole texts; give no past_key_values.")
+        if training and caching:
+            raise ValueError("training goes over whole texts; give no past_key_values, and no use_cache=True.")
         scheduled = getattr(routing, "beta_mode", "learned") == "scheduled"
         if training and scheduled and not self.stepped:
             raise ValueError("beta_mode='scheduled' needs to know the step: whenwhere.lm.set_step(model, step, steps).")
         policy = asked.policy
         if policy == "auto":
-            first = prefilling and not past and routing.prefill_routing == "topk"
+            first = caching and not past and routing.prefill_routing == "topk"
             policy = "topk" if training or first else routing.decode_routing
         if policy == "topk" and past:
             raise ValueError(
