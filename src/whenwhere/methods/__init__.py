@@ -10,6 +10,9 @@ from .fewersteps import FewerSteps
 from .fora import FORA
 from .guidancestop import GuidanceStop
 from .skipcache import SkipCache
+from .skipdrift import SkipDrift
+from .skipforecast import SkipForecast
+from .skipoffset import SkipOffset
 from .textstreamfreeze import TextStreamFreeze
 from .tgate import TGate
 from .toca import ToCa
@@ -25,6 +28,9 @@ __all__ = [
     "FewerSteps",
     "GuidanceStop",
     "SkipCache",
+    "SkipDrift",
+    "SkipForecast",
+    "SkipOffset",
     "TGate",
     "TextStreamFreeze",
     "ToCa",

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from torch import nn
+
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, outline, whole
+from ..longskips import check_ladder, check_skips, check_window, is_full
 from ..method import Method
 from ..ranges import at_least
 from ..site import Kind, Site
-
-_TRAINED = 1000  # timesteps of training, in all families; larger timesteps are noisier
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,7 @@ class SkipCache(Method):
 
     def __post_init__(self) -> None:
         at_least(1, interval=self.interval, depth=self.depth)
-        for name in ("start_timestep", "stop_timestep"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-        if not 0 < self.start_timestep <= _TRAINED:
-            raise ValueError(f"start_timestep must be above 0 and at most {_TRAINED}, got {self.start_timestep}")
-        if not 0 <= self.stop_timestep < self.start_timestep:
-            raise ValueError(
-                f"stop_timestep must be at least 0 and below start_timestep ({self.start_timestep}), "
-                f"got {self.stop_timestep}"
-            )
+        check_window(self.start_timestep, self.stop_timestep)
 
     @classmethod
     def parse(cls, schedule: str, depth: int = 1) -> Self:
@@ -85,29 +76,16 @@ class SkipCache(Method):
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """Skip-Cache needs long skips, two blocks for each, and as many as are recomputed."""
-        blocks = max((site.blocks for site in sites if self.asks(site)), default=0)
-        if not blocks:
-            raise ValueError(
-                f"{self} needs blocks joined by long skip connections; {model} has none. DeepCache works on U-Nets, "
-                "FORA and DeltaDiT on other transformers."
-            )
-        if blocks % 2:
-            raise ValueError(f"{self} pairs the first half of the blocks with the second; {model} has {blocks}.")
-        if self.depth > blocks // 2 - 1:
-            raise ValueError(f"{self}: with {blocks} blocks, as {model} has, depth is 1 to {blocks // 2 - 1}.")
+        check_ladder(self, self.depth, sites, model)
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
+        """Every recomputed pair needs its skip; otherwise the method is as it was."""
+        check_skips(self, self.depth, denoiser)
+        return self
 
     def full(self, step: Step) -> bool:
         """Whether everything is computed at a step."""
-        t, previous = step.timestep, step.previous
-        if t is None:
-            raise ValueError(f"{self} goes by timesteps: plan(..., scheduler=one whose set_timesteps was called).")
-        if t == previous:
-            raise ValueError(
-                f"{self} counts steps, but this scheduler evaluates timestep {t:g} twice. Use one with a single "
-                "evaluation per step (DDPM, DDIM, DPM-Solver++, Euler)."
-            )
-        stopped = previous is not None and previous <= self.stop_timestep
-        return step.index % self.interval == 0 or t >= self.start_timestep or stopped
+        return is_full(step, self.interval, self.start_timestep, self.stop_timestep, self)
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps keep what enters the last k blocks, the others recall it."""
