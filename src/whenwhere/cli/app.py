@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, compare, convert, diagnose, generate, plan, zoo
+from . import bench, compare, convert, diagnose, generate, plan, report, zoo
 from .examples import flowing
 from .failing import ENVIRONMENT_VARIABLE
 
@@ -12,8 +12,8 @@ app = typer.Typer(
         "Decide when and where a Transformer computes.\n\n"
         "A method (T-GATE, DeepCache, ...) makes a decision at every site of a model and every step of a generation: "
         "compute, reuse, skip. [bold]plan[/bold] prints the decisions and their cost before anything runs, "
-        "[bold]compare[/bold] runs a model with and without them, [bold]bench[/bold] measures on many prompts, "
-        "[bold]generate[/bold] draws, [bold]zoo[/bold] shows "
+        "[bold]compare[/bold] runs a model with and without them, [bold]bench[/bold] measures on many prompts and "
+        "[bold]report[/bold] makes a page of that, [bold]generate[/bold] draws, [bold]zoo[/bold] shows "
         "the models that come with the library."
     ),
     epilog=(
@@ -26,7 +26,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, module in (("plan", plan), ("generate", generate), ("compare", compare), ("bench", bench)):
+for name, module in (
+    ("plan", plan),
+    ("generate", generate),
+    ("compare", compare),
+    ("bench", bench),
+    ("report", report),
+):
     app.command(name, help=flowing(module.command.__doc__), epilog=module.EXAMPLES)(module.command)
 zoo.app.command("convert", help=flowing(convert.command.__doc__), epilog=convert.EXAMPLES)(convert.command)
 app.add_typer(zoo.app, name="zoo")
