@@ -21,6 +21,7 @@ from .methods import (
     TextStreamFreeze,
     TGate,
     ToCa,
+    Upstream,
 )
 from .plan import Plan
 from .planning import plan
@@ -49,6 +50,7 @@ __all__ = [
     "TextStreamFreeze",
     "Timestep",
     "ToCa",
+    "Upstream",
     "attach",
     "calibrate",
     "plan",

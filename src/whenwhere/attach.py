@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Role, find
-from .clock import Clock, Scheduler
+from .clock import Clock, Scheduler, Step
 from .cost import price
-from .decision import Compute, Output, map_tensors
+from .decision import Output, map_tensors
 from .families import FAMILIES
 from .finding import denoiser_of, modules_of
 from .front import Front
@@ -100,11 +100,23 @@ class Attachment:
         self._warned = False
         self._laid_out = False  # since the last call of the denoiser
         self._clock = Clock(scheduler, self._begin_anew, self._stepped, self._move)
-        self._fronts = [
-            self._put_front(i, site, module)
-            for i, (site, module) in enumerate(self._modules.items())
-            if module is not None
-        ]
+        sites = [(i, site, module) for i, (site, module) in enumerate(self._modules.items()) if module is not None]
+        # What methods install stands between the denoiser's front and those inside, so that these see what is run.
+        inside = [self._put_front(*place) for place in sites if place[2] is not denoiser]
+        self._fronts, self._installed = inside, []
+        try:
+            for method in self.methods:
+                self._installed.append(method.install(denoiser, self._present))
+        except ValueError:
+            self.detach()
+            raise
+        self._fronts = [*inside, *(self._put_front(*place) for place in sites if place[2] is denoiser)]
+
+    def _present(self) -> Step:
+        """The step that is running."""
+        if self._generation is None:
+            raise RuntimeError("no generation is running, so there is no present step.")
+        return self._generation.column.step
 
     def _refuse_the_attached(self) -> None:
         for site, module in self._modules.items():
@@ -287,7 +299,7 @@ class Attachment:
 
     def _expect_the_denoiser(self) -> None:
         """The scheduler moves though the denoiser was not called: fine if another one was, but not if ours is lost."""
-        if self._laid_out and not self._fronts[0].reached:
+        if self._laid_out and not self._fronts[-1].reached:
             raise RuntimeError(
                 f"the forward of {type(self._denoiser).__name__} was put back after attaching, so no method is carried "
                 "out. Offloading does this after every run: attach before you turn it on."
@@ -307,7 +319,7 @@ class Attachment:
             opinions = (
                 o for column in generation.trace for cell in column.opinions for o in cell if o.method == number
             )
-            if all(isinstance(opinion.decision, Compute) for opinion in opinions):
+            if all(opinion.decision.neutral for opinion in opinions):
                 self._warned = True
                 warnings.warn(
                     f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=7
@@ -319,9 +331,12 @@ class Attachment:
         """Give modules and scheduler back as they were found; calling it again does nothing."""
         self._abandon()
         self._clock.stop()
-        for front in reversed(self._fronts):
-            front.remove()
-        self._fronts = []
+        while self._fronts and self._fronts[-1].owner is self._denoiser:
+            self._fronts.pop().remove()
+        while self._installed:
+            self._installed.pop()()
+        while self._fronts:
+            self._fronts.pop().remove()
 
     def __enter__(self) -> Self:
         return self

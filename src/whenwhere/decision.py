@@ -173,6 +173,7 @@ class Decision(ABC):
     name: ClassVar[str]  # a word, for legends
     recalls: ClassVar[bool] = False  # whether it needs something remembered
     stops: ClassVar[bool] = False  # whether the module itself does not run, nor anything inside it
+    neutral: ClassVar[bool] = False  # whether nothing but computing is done
     shared: bool = False  # whether its slot is the same in every pass
     home: str = ""  # names the slot that several sites share; without a name every site has its own
 
@@ -231,6 +232,7 @@ class Compute(Decision):
 
     symbol: ClassVar[str] = "#"
     name: ClassVar[str] = "computed"
+    neutral: ClassVar[bool] = True
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Run, and remember for later."""

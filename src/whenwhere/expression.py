@@ -16,6 +16,7 @@ from typing import Any
 from .method import Method
 from .methods import FewerSteps
 from .position import Sigma, Timestep
+from .upstream import configuration
 
 # Where methods are exported from; a package that does not exist yet holds none.
 _PACKAGES = ("whenwhere.methods", "whenwhere.guidance")
@@ -129,8 +130,10 @@ def _field(method: str, name: str | None, names: list[str]) -> str:
 def _literal(node: ast.expr) -> object:
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.lower() in _VALUES:
-        return _VALUES[node.func.id.lower()](*map(_literal, node.args))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        made = _VALUES.get(node.func.id.lower()) or configuration(node.func.id)
+        if made is not None:
+            return made(*map(_literal, node.args), **{str(k.arg): _literal(k.value) for k in node.keywords})
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError) as error:

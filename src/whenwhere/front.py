@@ -27,7 +27,7 @@ class Front:
         # Also copies the attributes of what is wrapped, which may be a front itself: hence before our own are set.
         functools.update_wrapper(self, original)
         self.original = original
-        self._owner, self._name = owner, name
+        self.owner, self._name = owner, name
         self._previous = vars(owner).get(name)
         self._run = make(self.original)
         vars(owner)[name] = self
@@ -39,7 +39,7 @@ class Front:
     @property
     def reached(self) -> bool:
         """Whether calls of the method arrive here, as far as its wrappers tell what they wrap."""
-        outer = vars(self._owner).get(self._name)
+        outer = vars(self.owner).get(self._name)
         while outer is not None and outer is not self:
             outer = getattr(outer, "__wrapped__", None)
         return outer is self
@@ -47,10 +47,10 @@ class Front:
     def remove(self) -> None:
         """Give the method back as it was found. Where something was put over this since, calls pass straight on."""
         self._run = self.original
-        attributes = vars(self._owner)
+        attributes = vars(self.owner)
         if attributes.get(self._name) is not self:
             warnings.warn(
-                f"{self._name} of a {type(self._owner).__name__} was replaced after attaching; it is left as it is. "
+                f"{self._name} of a {type(self.owner).__name__} was replaced after attaching; it is left as it is. "
                 "Detach in the reverse order of attaching.",
                 stacklevel=4,
             )
@@ -60,4 +60,4 @@ class Front:
             attributes[self._name] = self._previous
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
-        return getattr, (self._owner, self._name)
+        return getattr, (self.owner, self._name)

@@ -13,7 +13,7 @@ from .decision import Call, Memory, Output
 from .layout import Branches, branches_of, settle
 from .method import Method
 from .site import Kind, Site
-from .table import Column, Opinion, lay, slot_key
+from .table import Column, Opinion, ancestors, lay, slot_key
 
 # Separate guidance calls within one step; more mean that the scheduler listened to is not the one in use.
 _MOST_PASSES = 8
@@ -109,7 +109,22 @@ class Generation:
 
     def close(self) -> None:
         """The denoiser returned: a further call within the same step is the next pass."""
+        for number, method in enumerate(self._methods):
+            if method.observes:
+                self._note_the_missed(number, method)
         self._pass += 1
+
+    def _note_the_missed(self, number: int, method: Method) -> None:
+        """Write down the outermost sites that were not reached by the doing of a method."""
+        within = ancestors(self._sites)
+        missed = [not reached for reached in self.traced.reached]
+        for i, site in enumerate(self._sites):
+            decision = method.missed(site) if missed[i] and not site.beside and method.asks(site) else None
+            if decision is not None and not any(missed[j] or self._stopped(j) for j in within[i]):
+                self.traced.opinions[i], self.traced.reached[i] = (Opinion(number, decision),), True
+
+    def _stopped(self, i: int) -> bool:
+        return any(opinion.decision.stops for opinion in self.traced.opinions[i])
 
     def stepped(self, samples: int) -> None:
         """The scheduler moves that many samples: now the branches are known, whatever was declared."""

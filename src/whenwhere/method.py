@@ -1,7 +1,7 @@
 """Methods: published algorithms, each a frozen dataclass whose fields are the paper's hyper-parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -49,6 +49,7 @@ class Method(ABC):
     # batch of any branches.
     lasting: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False  # whether it revises its decisions while they are carried out
+    observes: ClassVar[bool] = False  # whether sites that are not reached are its doing, by what it installed
     # What is likely wrong if every site was computed at every step.
     idle_reason: ClassVar[str] = (
         "its plan computes everything at this number of steps; print(attachment.plan) shows it."
@@ -90,6 +91,22 @@ class Method(ABC):
     def cheapest(self) -> Self:
         """The same as it runs where it saves most; itself, where nothing is decided while it runs."""
         return self
+
+    def install(self, denoiser: nn.Module, present: Callable[[], Step]) -> Callable[[], None]:  # noqa: ARG002
+        """Put on the model what is no decision of ours; the answer takes it off again.
+
+        Args:
+            denoiser: the model, with everything of ours inside it in place.
+            present: the step that is running.
+
+        Raises:
+            ValueError: it does not fit this model.
+        """
+        return lambda: None
+
+    def missed(self, site: Site) -> Decision | None:  # noqa: ARG002
+        """What the trace says of a site that was not reached though nothing around it was skipped; for observers."""
+        return None
 
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
         """What a plan or trace says below its table that the table does not show; empty for nothing.

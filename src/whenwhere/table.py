@@ -88,8 +88,8 @@ def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ..
     for i, method in enumerate(methods):
         decision = method.decide(site, step) if method.asks(site) else None
         if decision is not None:
-            renewed = any(other != i for other in renewing) and site.kind not in (Kind.MODEL, Kind.SCHEDULER)
-            renewed = renewed and not method.lasting
+            whole = site.kind in (Kind.MODEL, Kind.SCHEDULER) and not method.observes
+            renewed = any(other != i for other in renewing) and not whole and not method.lasting
             opinions.append(Opinion(i, decision.fresh() if renewed else decision))
     return tuple(opinions)
 

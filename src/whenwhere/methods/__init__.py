@@ -16,6 +16,7 @@ from .skipoffset import SkipOffset
 from .textstreamfreeze import TextStreamFreeze
 from .tgate import TGate
 from .toca import ToCa
+from .upstream import Upstream
 
 __all__ = [
     "FORA",
@@ -34,4 +35,5 @@ __all__ = [
     "TGate",
     "TextStreamFreeze",
     "ToCa",
+    "Upstream",
 ]
