@@ -170,6 +170,13 @@ def test_dit_counts_as_in_its_paper_when_shared_embeddings_count_once():
     assert parameters("dit-xl-2-256") - 27 * embeddings + 256 * 1152 == 675_129_632
 
 
+def test_skip_dit_is_dit_and_fourteen_long_skips():
+    skips = 14 * (2 * 1152**2 + 1152 + 4 * 1152)  # of weights: a linear layer from 2D to D, and a norm of 2D
+    assert parameters("skip-dit-xl-2-256") - parameters("dit-xl-2-256") == skips
+    work = 14 * 256 * 2 * 1152**2
+    assert (cost("skip-dit-xl-2-256").total - cost("dit-xl-2-256").total) == work
+
+
 PIPELINES = {
     "sd15": "StableDiffusionPipeline",
     "sd21": "StableDiffusionPipeline",
@@ -179,6 +186,7 @@ PIPELINES = {
     "pixart-sigma-1024": "PixArtSigmaPipeline",
     "dit-xl-2-256": "DiTPipeline",
     "dit-xl-2-512": "DiTPipeline",
+    "skip-dit-xl-2-256": "DiTPipeline",
     "hunyuan-dit": "HunyuanDiTPipeline",
     "latte": "LattePipeline",
     "sd3-medium": "StableDiffusion3Pipeline",

@@ -1,11 +1,12 @@
 """Published full-size networks as data: what a plan and its cost need when there are no weights.
 
-An architecture is a row: a diffusers class, its published configuration and the tensors of one forward. `build` makes
-the network on the meta device, where one of any size takes about a second and no memory; `example` makes arguments that
-fit it. The tests hold every row against published parameter counts and multiply-adds.
+An architecture is a row: a class of diffusers, or of this library, its published configuration and the tensors of one
+forward. `build` makes the network on the meta device, where one of any size takes about a second and no memory;
+`example` makes arguments that fit it. The tests hold every row against published parameter counts and multiply-adds.
 """
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -41,12 +42,13 @@ class Architecture:
 
     Attributes:
         name: what users call it.
-        model: the class in diffusers.
+        model: the class in the library.
         config: the arguments of the class.
         inputs: what the pipeline passes to one forward, by argument.
         guided: whether the pipeline normally runs a guidance batch.
         steps: how many the pipeline runs when nothing is said.
         source: where the configuration is published.
+        library: the module that has the class.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Architecture:
     guided: bool
     steps: int
     source: str
+    library: str = "diffusers"
 
     @property
     def rows_per_image(self) -> int:
@@ -82,11 +85,10 @@ def architecture(name: str) -> Architecture:
 
 def build(name: str) -> nn.Module:
     """The network called `name` on the meta device, in half precision and evaluation mode: shapes without values."""
-    import diffusers  # slow to import, and not needed for the data
-
     row = architecture(name)
+    library = importlib.import_module(row.library)  # slow to import, and not needed for the data
     with torch.device("meta"):
-        model: nn.Module = getattr(diffusers, row.model)(**row.config)
+        model: nn.Module = getattr(library, row.model)(**row.config)
     # SVD makes its mixing factors by torch.Tensor([...]), which ignores the device above: hence device= here.
     # ModelMixin.to warns of modules to keep in float32 even when there are none: hence nn.Module's own.
     nn.Module.to(model, device="meta", dtype=HALF)
@@ -342,6 +344,28 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
                 source=f"https://huggingface.co/facebook/DiT-XL-2-{pixels}: transformer/config.json",
             )
             for pixels in (256, 512)
+        ),
+        # The paper's own network; the published weights want the original's frequencies and epsilon.
+        Architecture(
+            name="skip-dit-xl-2-256",
+            model="SkipDiTTransformer2DModel",
+            config={
+                **_DIT,
+                "sample_size": 32,
+                "norm_type": "ada_norm_zero",
+                "norm_eps": 1e-6,
+                "fusion": "replace",
+                "frequency_shift": 0.0,
+            },
+            inputs={
+                "hidden_states": Spec(("rows", 4, 32, 32)),
+                "timestep": _INTEGER_ROWS,
+                "class_labels": _INTEGER_ROWS,
+            },
+            guided=True,
+            steps=50,
+            source="https://github.com/OpenSparseLLMs/Skip-DiT",
+            library="whenwhere.models",
         ),
         # Version 1.2, the one of the Skip-Cache tables. Versions 1.0 and 1.1 also read style and image size.
         Architecture(
