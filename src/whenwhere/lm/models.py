@@ -68,6 +68,7 @@ class RoutedCausalLM:
     """What routed models add to those of `transformers`.
 
     Attributes:
+        routing: the method and its parameters.
         knob: the trade of speed against quality where a call asks for nothing else.
         call: the last forward call, or `None`.
         stepped: whether `set_step` has told where training is.
@@ -76,6 +77,7 @@ class RoutedCausalLM:
     _is_stateful = True  # refuses assisted decoding: entries of routed layers cannot be taken back
     config: Any
     model: Any
+    routing: Routing
     knob: Knob
     call: Call | None
     stepped: bool
@@ -87,6 +89,7 @@ class RoutedCausalLM:
             raise ValueError(
                 f"{type(self).__name__} needs config.routing; convert a dense model by whenwhere.lm.route."
             )
+        self.routing = read_routing(config.routing)
         self.model = backbone(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -103,14 +106,6 @@ class RoutedCausalLM:
             layers[index] = Routed(layers[index], routing, index, capacity, width, eps)
             if layers[index].router.looks_back:
                 layers[index - 1].register_forward_pre_hook(_Enters(index - 1), with_kwargs=True)
-
-    @property
-    def routing(self) -> Routing:
-        """The method and its parameters."""
-        data = self.config.routing
-        if data["method"] not in METHODS:
-            raise ValueError(f"unknown method {data['method']!r} in config.routing; known: {', '.join(METHODS)}.")
-        return METHODS[data["method"]].from_dict(data)
 
     @property
     def routed(self) -> list[Routed]:
@@ -274,6 +269,17 @@ FAMILIES: Mapping[type, tuple[Any, Any]] = {
 for _config, _model in FAMILIES.values():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForCausalLM.register(_config, _model)
+
+
+def read_routing(data: Mapping[str, Any]) -> Routing:
+    """The method that a configuration names.
+
+    Raises:
+        ValueError: this version does not know it, or some of its settings.
+    """
+    if data["method"] not in METHODS:
+        raise ValueError(f"unknown method {data['method']!r} in config.routing; known: {', '.join(METHODS)}.")
+    return METHODS[data["method"]].from_dict(data)
 
 
 def check_layers(config: Any, indices: tuple[int, ...]) -> None:

@@ -34,21 +34,24 @@ class Chosen:
         return self.index.shape[1]
 
 
-def as_fraction(capacity: float) -> Fraction:
-    """The capacity as num / den with den <= 1024.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # fractions cannot be traced
+def as_fraction(capacity: float) -> tuple[int, int]:
+    """The capacity as a fraction: numerator and denominator, which is at most 1024.
 
     Raises:
         ValueError: it is not in (0, 1].
     """
     if not 0 < capacity <= 1:
         raise ValueError(f"capacity must be in (0, 1], got {capacity!r}: the share of tokens a routed layer processes.")
-    return max(Fraction(capacity).limit_denominator(_DENOMINATOR), Fraction(1, _DENOMINATOR))
+    share = max(Fraction(capacity).limit_denominator(_DENOMINATOR), Fraction(1, _DENOMINATOR))
+    return share.numerator, share.denominator
 
 
 def budget(capacity: float, tokens: int) -> int:
     """k = max(1, floor(capacity * tokens)), exactly."""
-    share = as_fraction(capacity)
-    return max(1, tokens * share.numerator // share.denominator)
+    share, of = as_fraction(capacity)
+    places: int = max(1, tokens * share // of)
+    return places
 
 
 def top_k(score: Tensor, capacity: float, keep: Tensor | None = None, always: Tensor | None = None) -> Chosen:
@@ -69,8 +72,8 @@ def top_k(score: Tensor, capacity: float, keep: Tensor | None = None, always: Te
     order = score.sort(dim=1, descending=True, stable=True).indices[:, :places]
     if keep is None:
         return Chosen(order.sort(dim=1).values, None, _mark(order, None, tokens))
-    share = as_fraction(capacity)
-    counts = (keep.sum(1) * share.numerator // share.denominator).clamp(min=1)
+    share, of = as_fraction(capacity)
+    counts = (keep.sum(1) * share // of).clamp(min=1)
     within = torch.arange(places, device=score.device) < counts[:, None]
     valid = within & keep.gather(1, order)
     # Invalid places are sorted behind the others.
