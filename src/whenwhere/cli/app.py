@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, compare, convert, diagnose, generate, plan, report, zoo
+from . import bench, compare, convert, diagnose, doctor, generate, plan, report, zoo
 from .examples import flowing
 from .failing import ENVIRONMENT_VARIABLE
 
@@ -32,6 +32,7 @@ for name, module in (
     ("compare", compare),
     ("bench", bench),
     ("report", report),
+    ("doctor", doctor),
 ):
     app.command(name, help=flowing(module.command.__doc__), epilog=module.EXAMPLES)(module.command)
 zoo.app.command("convert", help=flowing(convert.command.__doc__), epilog=convert.EXAMPLES)(convert.command)
