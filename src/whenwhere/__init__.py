@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`whenwhere.zoo` and `whenwhere.models` are imported when they are first used: they bring diffusers with them."""
-    if name in ("models", "zoo"):
+    """`whenwhere.lm`, `.models` and `.zoo` are imported when first used: they bring heavy libraries with them."""
+    if name in ("lm", "models", "zoo"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
