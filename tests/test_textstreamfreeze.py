@@ -10,7 +10,7 @@ from naive import denoiser, distance
 from pipelines import build, run
 from torch import Tensor, nn
 
-from whenwhere import FORA, DeltaDiT, GuidanceStop, TextStreamFreeze, attach, plan
+from whenwhere import FORA, NAG, DeltaDiT, GuidanceStop, TextStreamFreeze, attach, plan
 from whenwhere.cost import count
 
 JOINT = ("sd3", "sd35", "flux", "flux-true-cfg")
@@ -107,6 +107,15 @@ def test_with_other_methods_the_planned_cost_is_still_exact(name, other, first):
     with attach(pipe, *((own, other) if first else (other, own))) as attachment:
         _, counted = count(lambda: run(name, pipe), denoiser(name, pipe))
         assert counted == attachment.plan.cost.macs
+        assert attachment.trace.rows == attachment.plan.rows
+
+
+def test_a_second_text_must_end_before():
+    pipe = build("sd3")
+    with attach(pipe, TextStreamFreeze(3), NAG(scale=5.0)), pytest.raises(ValueError, match="let it end before step 3"):
+        run("sd3", pipe)
+    with attach(pipe, TextStreamFreeze(3), NAG(scale=5.0, end=3)) as attachment:
+        run("sd3", pipe)
         assert attachment.trace.rows == attachment.plan.rows
 
 

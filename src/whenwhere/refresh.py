@@ -130,6 +130,11 @@ class Refresh(Decision):
             base = _random(call, since)
         else:
             base = slot.beside(f"score {self.whole.block}").value
+        if base is None:
+            raise ValueError(
+                f"{method}: another method reused the attention that tells the scores of tokens at the last full step; "
+                "let it compute there, or use score='norm'."
+            )
         if fixed.shared and call.branches is not None:
             base = call.branches.mean(base).repeat(len(call.branches.roles), 1)
         reused = self.whole.age - 1 - since  # steps in which a token was reused since it was computed

@@ -41,7 +41,7 @@ class KeepText(Decision):
             def tap(original: Forward) -> Forward:
                 def forward(tokens: Tensor) -> Tensor:
                     output: Tensor = original(tokens)
-                    kept[name] = output[:, :text]
+                    kept.setdefault(name, output[:, :text])  # of the first run, where guidance adds another
                     return output
 
                 return forward
@@ -137,8 +137,10 @@ class TextBlock(Decision):
         assert call.module is not None
         text = call.notes["text"] = int(call.kwargs["encoder_hidden_states"].shape[1])
         shared = [getattr(call.module, name, None) for name in ("proj_mlp", "proj_out")]
-        taps = {module: _image_only(text) for module in shared if isinstance(module, nn.Module) and self.alone}
-        with tapped(taps):
+        if not self.alone:
+            return call.run()
+        taps = {module: _image_only(text) for module in shared if isinstance(module, nn.Module)}
+        with tapped({**taps, call.module.get_submodule("attn"): _once(call)}):
             return call.run()
 
     def saved(self, unit: Unit) -> Macs:
@@ -187,6 +189,25 @@ def _zeros(_original: Forward) -> Callable[[Tensor], Tensor]:
 
 def _before(text: Tensor) -> Tap:
     return lambda original: lambda tokens: torch.cat([text, original(tokens[:, text.shape[1] :])], 1)
+
+
+def _once(call: Call) -> Tap:
+    """A tap that refuses a second run of the block, for another text."""
+    seen: list[int] = []
+
+    def tap(original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if seen:
+                raise ValueError(
+                    f"{call.method}: another method runs the blocks for a second text, whose keys are not frozen; let "
+                    f"it end before step {call.step.index}."
+                )
+            seen.append(call.step.index)
+            return original(*args, **kwargs)
+
+        return forward
+
+    return tap
 
 
 def _image_only(text: int) -> Tap:
