@@ -66,6 +66,7 @@ def main() -> None:
         skips_first=args.skips_first,
         patience=args.patience,
         fusion_limit=args.fusion_limit,
+        fusion_weight=args.fusion_weight,
         bfloat16=args.bfloat16,
         checkpointing=args.checkpointing,
         snapshot_every=args.snapshots,
@@ -77,7 +78,8 @@ def main() -> None:
     export(run, pipeline, args.out / "pipeline")
     notes = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(recipe).items()}
     about = {"model": args.model, "start": str(args.start or ""), "recipe": notes, "training": asdict(config)}
-    about["training"]["steps"] = None if config.steps == float("inf") else int(config.steps)
+    for key, value in about["training"].items():  # JSON knows no infinity
+        about["training"][key] = None if value == float("inf") else value
     about |= {"steps": run.step, "seconds": run.seconds, "stage": run.stage}
     (args.out / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     draw(args.out / "pipeline", args.out / "preview.png")
@@ -102,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skips-first", type=int, default=0, help="steps of a first stage that trains the skips alone")
     parser.add_argument("--patience", type=int, default=0, help="validations without improvement that end it earlier")
     parser.add_argument("--fusion-limit", type=float, default=0.0, help="ours: penalise larger spectral norms")
+    parser.add_argument("--fusion-weight", type=float, default=0.01, help="of the penalty; inf makes it a hard limit")
     return parser.parse_args()
 
 

@@ -183,6 +183,13 @@ def test_the_penalty_shrinks_fusions(tmp_path):
     assert norms[1] < 0.5 * norms[0]
 
 
+def test_an_infinite_weight_makes_the_limit_hard(tmp_path):
+    config = replace(CONFIG, fusion_limit=0.3, fusion_weight=float("inf"))
+    run = fit(tmp_path, config)
+    weight = run.model.transformer_blocks[1].skip_linear.weight
+    assert 0 < float(torch.linalg.matrix_norm(weight.detach(), ord=2)) <= 0.3 + 1e-6
+
+
 def test_snapshots_are_the_mean_under_the_network_s_own_names(tmp_path):
     run = fit(tmp_path, replace(CONFIG, snapshot_every=4))
     assert [file.stem for file in sorted((tmp_path / "snapshots").iterdir())] == ["0000004", "0000008"]

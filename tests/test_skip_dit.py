@@ -11,11 +11,11 @@ from tiny_models import DIT, FRAMES, LATTE, VAE, randomised, tiny
 from torch import Tensor, nn
 
 import whenwhere
-from whenwhere import DeepCache, SkipCache, attach
+from whenwhere import DeepCache, DeltaDiT, SkipCache, attach
 from whenwhere.anatomy import walk
 from whenwhere.cost import count
 from whenwhere.families import SKIP_DIT, SKIP_LATTE
-from whenwhere.methods.fora import FORA
+from whenwhere.methods import FORA, SkipDrift, SkipForecast, SkipOffset
 from whenwhere.models import SkipDiTTransformer2DModel, SkipLatteTransformer3DModel
 from whenwhere.models.fusion import SkipBlock
 
@@ -292,7 +292,15 @@ def generated() -> Tensor:
     return generate(pipeline())
 
 
-METHODS = (DeepCache(interval=3), SkipCache(interval=2, start_timestep=800), FORA(interval=2))
+METHODS = (
+    DeepCache(interval=3),
+    SkipCache(interval=2, start_timestep=800),
+    FORA(interval=2),
+    DeltaDiT(interval=2, blocks=4, mode="middle"),
+    SkipOffset(interval=2, depth=1, start_timestep=900),
+    SkipForecast(interval=2, depth=1, start_timestep=1000, stop_timestep=0),
+    SkipDrift(threshold=float("inf"), longest=3),
+)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -313,7 +321,9 @@ def test_methods_keep_the_laws_in_the_pipeline(method):
     assert torch.equal(generate(pipe), generated())
 
 
-@pytest.mark.parametrize("method", [DeepCache(interval=1), SkipCache(interval=1), FORA(interval=1)], ids=str)
+@pytest.mark.parametrize(
+    "method", [DeepCache(interval=1), SkipCache(interval=1), FORA(interval=1), SkipDrift(longest=1)], ids=str
+)
 def test_neutral_methods_change_nothing(method):
     pipe = pipeline()
     with attach(pipe, method, guidance=True), pytest.warns(UserWarning, match="changed nothing"):

@@ -16,6 +16,7 @@ from whenwhere.train.skip import (
     fusion_penalty,
     hybrid_loss,
     initialise,
+    limit_fusions,
     log_likelihood,
     plateaued,
     silence_label_dropout,
@@ -194,3 +195,16 @@ def test_the_penalty_by_hand():
     assert float(model.transformer_blocks[2].skip_linear.weight.grad[1, 2]) == pytest.approx(4.0)
     with pytest.raises(ValueError, match="nothing to penalise"):
         fusion_penalty(tiny("DiTTransformer2DModel", DIT))
+
+
+def test_the_limit_by_hand():
+    model = dit(4)
+    for block, norm in zip(model.transformer_blocks[2:], (3.0, 0.5), strict=True):
+        block.skip_linear.weight.zero_()
+        block.skip_linear.weight[1, 2] = norm
+    assert limit_fusions(model, 1.0) == 1
+    assert [float(block.skip_linear.weight.max()) for block in model.transformer_blocks[2:]] == [1.0, 0.5]
+    with pytest.raises(ValueError, match="limit must be above 0, got 0"):
+        limit_fusions(model, 0)
+    with pytest.raises(ValueError, match="nothing to penalise or to limit"):
+        limit_fusions(tiny("DiTTransformer2DModel", DIT))

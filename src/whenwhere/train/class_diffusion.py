@@ -21,7 +21,14 @@ from torch.nn import functional
 from whenwhere.train.class_run import ClassRun
 from whenwhere.train.classes import DrawLabelled, LabelledBatch
 from whenwhere.train.diffusion import TrainConfig, corrupt, precision
-from whenwhere.train.skip import drop_labels, fusion_penalty, hybrid_loss, plateaued, silence_label_dropout
+from whenwhere.train.skip import (
+    drop_labels,
+    fusion_penalty,
+    hybrid_loss,
+    limit_fusions,
+    plateaued,
+    silence_label_dropout,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class ClassTraining:
     clip: float = 1.0  # largest norm of the gradient; DiT does not clip
     label_dropout: float = 0.1
     none: int = 1000  # the label of no class, as DiTPipeline has it
-    fusion_limit: float = 0.0  # ours: the spectral norm above which fusions are penalised; 0 is no penalty
-    fusion_weight: float = 0.01  # of that penalty
+    fusion_limit: float = 0.0  # ours: the spectral norm above which fusions are penalised; 0 is no limit
+    fusion_weight: float = 0.01  # of that penalty; infinity makes the limit hard, by scaling after every step
     skips_first: int = 0  # steps of a first stage that trains the long skips alone; 0 is no such stage
     patience: int = 0  # ends the first stage after so many validations without improvement; 0 is by steps alone
     bfloat16: bool = False  # autocast; weights, their mean and the optimiser stay in float32
@@ -130,7 +137,8 @@ def _advance(run: ClassRun, scheduler: DDPMScheduler, draw: DrawLabelled, config
     labels = drop_labels(batch.labels, config.label_dropout, config.none, generator)
     with precision(accelerator.device.type, config.bfloat16):
         loss = _loss(run.wrapped, scheduler, LabelledBatch(batch.latents, labels), generator)
-        penalty = config.fusion_weight * fusion_penalty(run.model, config.fusion_limit) if config.fusion_limit else 0.0
+        soft = config.fusion_limit and math.isfinite(config.fusion_weight)
+        penalty = config.fusion_weight * fusion_penalty(run.model, config.fusion_limit) if soft else 0.0
         accelerator.backward(loss + penalty)
     norm = accelerator.clip_grad_norm_(run.trained, config.clip).item()
     for group in run.optimiser.param_groups:
@@ -138,6 +146,8 @@ def _advance(run: ClassRun, scheduler: DDPMScheduler, draw: DrawLabelled, config
     if math.isfinite(norm):
         run.clipped += norm > config.clip
         run.optimiser.step()
+        if config.fusion_limit and not soft:
+            limit_fusions(run.model, config.fusion_limit)
     else:
         run.dropped += 1
     run.optimiser.zero_grad()

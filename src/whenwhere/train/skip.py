@@ -144,8 +144,32 @@ def fusion_penalty(model: nn.Module, limit: float = 1.0) -> Tensor:
     Raises:
         ValueError: the model has no long skips.
     """
+    norms = [torch.linalg.matrix_norm(weight.float(), ord=2) for weight in _fusions(model)]
+    return torch.stack([functional.relu(norm - limit) for norm in norms]).square().sum()
+
+
+@torch.no_grad()
+def limit_fusions(model: nn.Module, limit: float = 1.0) -> int:
+    """Ours too: scale every fusion whose spectral norm is above the limit down to it, in place; returns how many were.
+
+    Called after every step it is a hard constraint, where `fusion_penalty` is a soft one.
+
+    Raises:
+        ValueError: the model has no long skips, or the limit is not above 0.
+    """
+    if not limit > 0:
+        raise ValueError(f"the limit must be above 0, got {limit}; a fusion of norm 0 passes nothing on.")
+    scaled = 0
+    for weight in _fusions(model):
+        norm = float(torch.linalg.matrix_norm(weight.float(), ord=2))
+        if norm > limit:
+            weight.mul_(limit / norm)
+            scaled += 1
+    return scaled
+
+
+def _fusions(model: nn.Module) -> list[Parameter]:
     weights = [p for name, p in model.named_parameters() if name.endswith("skip_linear.weight")]
     if not weights:
-        raise ValueError(f"{type(model).__name__} has no long skips, so there is nothing to penalise.")
-    excess = [functional.relu(torch.linalg.matrix_norm(weight.float(), ord=2) - limit) for weight in weights]
-    return torch.stack(excess).square().sum()
+        raise ValueError(f"{type(model).__name__} has no long skips, so there is nothing to penalise or to limit.")
+    return weights
