@@ -1,6 +1,7 @@
 """`whenwhere bench`: rows that survive being killed, that no number of workers changes, and mistakes told clearly."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -271,6 +272,14 @@ def test_a_mistake_is_one_line_and_nothing_is_written(arguments, message):
     Path("p.txt").write_text("red\n")
     Path("foreign.jsonl").write_text('{"a": 1}\n')
     assert message in fail("bench", tiny_pipeline(), "--no-features", *arguments)
+
+
+def test_a_model_whose_pictures_are_no_numbers_leaves_nothing_behind():
+    pipe = make()
+    pipe.unet.conv_out.bias.data.fill_(math.nan)
+    pipe.save_pretrained("broken")
+    Path("p.txt").write_text("red\n")
+    assert "numbers that are not finite" in fail("bench", "broken", "--prompts", "p.txt", "--steps", 4, "-M", "fora(2)")
 
 
 def test_rows_of_another_setting_are_not_added(whole):

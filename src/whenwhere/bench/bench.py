@@ -1,6 +1,7 @@
 """The bench: an order is carried out, by one process or several, into a file of rows that survives being killed."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from .cluster import by_ray
@@ -48,7 +49,10 @@ def _write_down(events: Iterator[Event], order: Order, path: Path, progress: Pro
     """Into the file; plans and pictures first, so that nothing is missing for a row that is there."""
     begun = next(events)
     assert isinstance(begun, Begun)  # the first event of every order
+    # A new file waits for the first prices, so that a model that cannot run leaves nothing behind.
+    events = chain([next(events)], events) if is_new(path) else events
     file = RowFile(path, begun.environment, order.judging.scores, begun.setting)
+    file.expect(begun.cases)
     listed = 0
     for event in events:
         file.folder.mkdir(exist_ok=True)

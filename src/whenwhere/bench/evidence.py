@@ -151,7 +151,7 @@ def gather(path: Path) -> Evidence:
         prompts=list(dict.fromkeys(row.job.prompt for row in content.rows)),
         seeds=sorted({row.job.seed for row in content.rows}),
         unit=unit_of(_by_case(plain, lambda row: row.seconds)),
-        missing=len(content.listings) * max(map(len, groups.values())) - len(content.rows),
+        missing=sum(max(0, content.cases - len(groups.get(listing.method, ()))) for listing in content.listings),
     )
 
 

@@ -1,6 +1,7 @@
 """Files of rows: lines of JSON that only grow, with a folder for the plans and pictures beside them.
 
-The first line says where and how was measured; a line for every variant lists its baselines; all others are rows. A row
+The first line says where and how was measured; others say how many cases there will be, and list every variant with its
+baselines; all others are rows. A row
 is written at once and as a whole, so that a killed run loses at most the row it was writing; such a torn last line is
 dropped when the file is opened again. A row knows its job by content, so that a resumed run skips what is finished.
 """
@@ -49,12 +50,14 @@ class Content:
         scores: the optional scores that its rows hold.
         listings: the variants, in the order of their listing.
         rows: in the order of running.
+        cases: of every variant, when the run is finished; 0 where nobody said.
     """
 
     environment: Environment
     scores: tuple[str, ...]
     listings: tuple[Listing, ...]
     rows: tuple[Row, ...]
+    cases: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -72,7 +75,9 @@ class Content:
         environment, scores = _header(path, lines[0])
         found = [_line(path, number, line) for number, line in enumerate(lines[1:], start=2)]
         listings = {listing.method: listing for listing in found if isinstance(listing, Listing)}
-        return cls(environment, scores, tuple(listings.values()), tuple(row for row in found if isinstance(row, Row)))
+        rows = tuple(row for row in found if isinstance(row, Row))
+        cases = max((number for number in found if isinstance(number, int)), default=0)
+        return cls(environment, scores, tuple(listings.values()), rows, cases)
 
 
 class RowFile:
@@ -81,7 +86,7 @@ class RowFile:
     Attributes:
         path: the file; plans and pictures lie in `folder` beside it.
         environment: where its rows were and will be measured.
-        rows, listings: what it holds.
+        rows, listings, cases: what it holds.
     """
 
     def __init__(
@@ -101,12 +106,14 @@ class RowFile:
         self.path, self.folder, self.environment = path, folder_of(path), environment
         self.rows: list[Row] = []
         self.listings: list[Listing] = []
+        self.cases = 0
         if is_new(path):
             header = {"whenwhere": _FORMAT, "environment": asdict(environment), "scores": sorted(scores)}
             path.write_text(json.dumps(header) + "\n", encoding="utf-8")
             return
         content = Content.read(path)
         self.environment, self.rows, self.listings = content.environment, [*content.rows], [*content.listings]
+        self.cases = content.cases
         self._refuse(content.environment.differences(environment), "its seconds cannot stand beside new ones")
         if content.scores != tuple(sorted(scores)):
             self._refuse([f"scores {_words(content.scores)} and {_words(scores)}"], "its rows hold other scores")
@@ -123,6 +130,12 @@ class RowFile:
         """Write a row so that it survives whatever happens next."""
         self._write(row.to_json())
         self.rows.append(row)
+
+    def expect(self, cases: int) -> None:
+        """Write down how many cases every variant will have, where they are more than known before."""
+        if cases > self.cases:
+            self._write(json.dumps({"cases": cases}))
+            self.cases = cases
 
     def list(self, listing: Listing) -> None:
         """Write down a variant, once."""
@@ -170,9 +183,11 @@ def _header(path: Path, line: str) -> tuple[Environment, tuple[str, ...]]:
         raise ValueError(f"{path}, line 1: no header of a file of rows ({error!r})") from error
 
 
-def _line(path: Path, number: int, line: str) -> Listing | Row:
+def _line(path: Path, number: int, line: str) -> Listing | Row | int:
     try:
         values = json.loads(line)
+        if set(values) == {"cases"}:
+            return int(values["cases"])
         if "variant" in values:
             listed = values["variant"]
             return Listing(listed["method"], listed["label"], tuple(listed["baselines"]))

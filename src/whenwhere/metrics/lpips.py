@@ -23,7 +23,7 @@ class Lpips:
         try:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
             from torchvision.models import get_model_weights
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # a torchvision for another PyTorch raises the latter
             raise ImportError(
                 f"LPIPS needs torchvision beside the extra: pip install 'whenwhere[metrics]' torchvision ({error})"
             ) from error
