@@ -25,11 +25,12 @@ one.
 from .cache import cache_bytes
 from .calibrate import calibrate
 from .call import Knob, Note
+from .causal import turned
 from .convert import route
 from .cost import Cost, cost
 from .losses import parameter_groups, routing_loss, set_step
 from .mod import MoD
-from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM, turned
+from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM
 from .routing import Routing
 from .sdt import SDT
 from .stt import STT

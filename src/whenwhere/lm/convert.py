@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .causal import RoutedCausalLM, check_layers
 from .layer import Routed
-from .models import FAMILIES, RoutedCausalLM, check_layers
+from .models import FAMILIES
 from .routing import Routing
 
 

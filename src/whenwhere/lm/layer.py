@@ -1,7 +1,5 @@
 """A decoder layer that processes only some tokens."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,50 +8,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..tokens import put, take
 from .attention import (
-    AllKeys,
     Rotary,
-    among_keys,
-    among_selected,
-    as_allowed,
-    as_mask,
-    repeated,
-    take_rotary,
-    take_rows,
 )
-from .cache import Keys, RoutedLayer, routed_layer
+from .cache import routed_layer
 from .call import Call, Note, of_layer
 from .gates import blend, weight
 from .networks import Imitator
 from .routing import Look, Routing
 from .select import Chosen, everything, in_place, of_mask, top_k
+from .subset import Around, Subset
 from .tokens import Tokens, mean_over
 
 QUANTILES = 101
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What a decoder layer is called with beside the stream.
-
-    Attributes:
-        mask: (1 or B, 1, T, S), boolean or added to scores; or `None` for causal attention without padding.
-        rotary: cosines and sines, (1 or B, T, D).
-        memory: the layer's keys and values of earlier calls, or `None`.
-        past: how many tokens came in earlier calls.
-        more: further arguments, handed on.
-    """
-
-    mask: Tensor | None
-    rotary: Rotary
-    memory: RoutedLayer | None
-    past: int
-    more: dict[str, Any]
-
-    def of_rows(self, rows: Tensor) -> "Around":
-        """The same for some sequences; memory stays whole."""
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
-        cos, sin = (table if len(table) == 1 else table[rows] for table in self.rotary)
-        return Around(mask, (cos, sin), self.memory, self.past, self.more)
 
 
 class Routed(nn.Module):
@@ -118,6 +84,11 @@ class Routed(nn.Module):
         call.notes[self.index] = note
         return output
 
+    @property
+    def subset(self) -> Subset:
+        """The layer, on selected tokens."""
+        return Subset(self.layer, self.routing.kv_scope)
+
     def _look(self, call: Call, tokens: Tokens, around: Around) -> Look | None:
         """Ask the router, where it is needed: to select, to weigh, or to learn."""
         weighs = self.routing.gate not in ("ste", "hard") and not self.router.runs_block
@@ -130,7 +101,7 @@ class Routed(nn.Module):
             )
 
         def run() -> Tensor:
-            return self._block(tokens.stream, around.mask, around.rotary, None, around.more)
+            return self.subset.whole(tokens.stream, around.mask, around.rotary, None, around.more)
 
         return self.router.look(tokens, run)
 
@@ -202,15 +173,15 @@ class Routed(nn.Module):
         guessed = None if self.bypass is None else self.bypass(stream)[0]
         aside = stream if guessed is None else stream + guessed
         if not chosen.places:
-            self._skip(stream, around)
+            self.subset.skip(stream, around)
             return aside, {}
         if self._narrow(chosen, stream):
             rows = chosen.mask[:, 0].nonzero()[:, 0]
             one = Chosen(chosen.index[rows], None, chosen.mask[rows])
-            done = self._process(stream[rows], one, around.of_rows(rows), rows, len(stream))
+            done = self.subset.run(stream[rows], one, around.of_rows(rows), rows, len(stream))
             return aside.index_put((rows,), blend(stream[rows], done, gate[rows]).to(aside.dtype)), {}
         before = take(stream, chosen.index)
-        done = self._process(stream, chosen, around, None, len(stream))
+        done = self.subset.run(stream, chosen, around, None, len(stream))
         after = blend(before, done, gate.gather(1, chosen.index))
         if chosen.valid is not None:
             after = torch.where(chosen.valid[..., None], after, take(aside, chosen.index))
@@ -225,84 +196,6 @@ class Routed(nn.Module):
         single = stream.shape[1] == 1 and chosen.valid is not None
         return single and self.routing.decode_compute == "gather" and self.routing.kv_scope != "all"
 
-    def _process(self, stream: Tensor, chosen: Chosen, around: Around, rows: Tensor | None, batch: int) -> Tensor:
-        """The block's output for selected tokens, (R, k, D)."""
-        index = chosen.index
-        rotary, before = take_rotary(around.rotary, index), take(stream, index)
-        if self.routing.kv_scope == "all":
-            whole = self._all_keys(stream, index, around)
-            return self._block(before, self._mask_all(chosen, around), rotary, whole, around.more)
-        position = around.past + index
-        if around.memory is None:
-            return self._block(before, self._mask(position, chosen, around, None), rotary, None, around.more)
-        begun = around.memory.get_seq_length() > 0
-        keys = around.memory.expect(batch, position, chosen.valid, rows)
-        if not begun and chosen.valid is None and rows is None:
-            mask = self._mask(position, chosen, around, None)
-        else:
-            mask = self._mask(position, chosen, around, keys)
-        return self._block(before, mask, rotary, _Only(around.memory), around.more)
-
-    def _mask(self, position: Tensor, chosen: Chosen, around: Around, keys: Keys | None) -> Tensor | None:
-        reuse = self.routing.kv_scope == "reuse"
-        if keys is None and around.mask is None and chosen.valid is None and not reuse:
-            return None
-        if keys is not None and around.memory is not None and around.memory.even and chosen.places == 1 and not reuse:
-            return None
-        allowed = among_selected(chosen, around.mask) if keys is None else among_keys(position, keys)
-        if keys is None and reuse:
-            keys = Keys(position, torch.ones_like(position, dtype=torch.bool) if chosen.valid is None else chosen.valid)
-        added = repeated(position, keys) if reuse and keys is not None else None
-        return self._as_mask(allowed, added)
-
-    def _mask_all(self, chosen: Chosen, around: Around) -> Tensor | None:
-        """Selected tokens look at all tokens before them."""
-        tokens = chosen.mask.shape[1]
-        if around.mask is not None:
-            allowed = take_rows(as_allowed(around.mask), chosen.index)
-        elif chosen.places == tokens and chosen.valid is None and not around.past:
-            return None
-        else:
-            order = torch.arange(around.past + tokens, device=chosen.index.device)
-            allowed = (order <= around.past + chosen.index[..., None])[:, None]
-        return self._as_mask(allowed | ~allowed.any(-1, keepdim=True), None)
-
-    def _as_mask(self, allowed: Tensor, added: Tensor | None) -> Tensor:
-        parameter = next(self.layer.parameters())
-        return as_mask(allowed, added, self._implementation() == "eager", parameter.dtype)
-
-    def _implementation(self) -> str:
-        attention: Any = self.layer.self_attn
-        return str(attention.config._attn_implementation)
-
-    def _all_keys(self, stream: Tensor, index: Tensor, around: Around) -> AllKeys:
-        if around.memory is not None:
-            place = torch.arange(stream.shape[1], device=stream.device).expand(len(stream), -1)
-            around.memory.expect(len(stream), around.past + place, None)
-        return AllKeys(self.layer, stream, around.rotary, index, around.memory)
-
-    def _skip(self, stream: Tensor, around: Around) -> None:
-        """No token is processed; with keys and values of all tokens, these are still kept."""
-        if self.routing.kv_scope == "all" and around.memory is not None:
-            nobody = torch.zeros(len(stream), 0, dtype=torch.long, device=stream.device)
-            whole = self._all_keys(stream, nobody, around)
-            keys, values = whole.project(nobody)
-            whole.update(keys, values)
-
-    def _block(self, stream: Tensor, mask: Tensor | None, rotary: Rotary, cache: Any, more: dict[str, Any]) -> Tensor:
-        """Run the layer. Not as a module: what is recorded as hidden states is the whole stream behind this one."""
-        run: Callable[..., Any] = self.layer.forward
-        output = run(
-            stream,
-            attention_mask=mask,
-            position_embeddings=rotary,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **more,
-        )
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
-
     def _losses(
         self, look: Look | None, logits: Tensor | None, chosen: Chosen, keep: Tensor | None
     ) -> dict[str, Tensor]:
@@ -313,16 +206,6 @@ class Routed(nn.Module):
             losses["student"] = mean_over(missed, keep)
             self.student.trained.fill_(True)
         return losses
-
-
-@dataclass(slots=True)
-class _Only:
-    """A cache of one layer, as attention sees it."""
-
-    memory: RoutedLayer
-
-    def update(self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.memory.update(keys, values)
 
 
 def quantile(table: Tensor, share: float) -> Tensor:

@@ -1,0 +1,255 @@
+"""What a routed causal language model adds to those of `transformers`: a knob, a record, and refusals.
+
+Its forward is upstream's, unchanged; what a call selects travels with the arguments that upstream hands to every layer.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .call import Call, Knob, Note, PerLayer, Policy, knob, places
+from .layer import Routed
+from .losses import total
+from .mod import MoD
+from .routing import Routing
+from .sdt import SDT
+from .stt import STT
+
+METHODS: Mapping[str, type[Routing]] = {"MoD": MoD, "SDT": SDT, "STT": STT}
+_IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+class RoutedCausalLM:
+    """What routed models add to those of `transformers`.
+
+    Attributes:
+        routing: the method and its parameters.
+        knob: the trade of speed against quality where a call asks for nothing else.
+        call: the last forward call, or `None`.
+        stepped: whether `set_step` has told where training is.
+    """
+
+    _is_stateful = True  # refuses assisted decoding: entries of routed layers cannot be taken back
+    config: Any
+    model: Any
+    routing: Routing
+    knob: Knob
+    call: Call | None
+    stepped: bool
+
+    def _build(self, backbone: type[nn.Module]) -> None:
+        """Upstream's parts, around a stack with routed layers."""
+        config: Any = self.config
+        if not config.routing:
+            raise ValueError(
+                f"{type(self).__name__} needs config.routing; convert a dense model by whenwhere.lm.route."
+            )
+        self.routing = read_routing(config.routing)
+        self.model = backbone(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.knob, self.call, self.stepped = Knob(), None, False
+        self._add_routers()
+
+    def _add_routers(self) -> None:
+        """Put the chosen layers behind new routers."""
+        routing, layers = self.routing, self.model.layers
+        indices = routing.layers(len(layers))
+        check_layers(self.config, indices)
+        for index, capacity in zip(indices, routing.capacities(len(layers)), strict=True):
+            width, eps = self.config.hidden_size, self.config.rms_norm_eps
+            layers[index] = Routed(layers[index], routing, index, capacity, width, eps)
+            if layers[index].router.looks_back:
+                layers[index - 1].register_forward_pre_hook(_Enters(index - 1), with_kwargs=True)
+
+    @property
+    def routed(self) -> list[Routed]:
+        """The routed layers, in order."""
+        return [layer for layer in self.model.layers if isinstance(layer, Routed)]
+
+    @property
+    def notes(self) -> Mapping[int, Note]:
+        """By layer, what was selected in the last call."""
+        return {} if self.call is None else self.call.notes
+
+    @property
+    def realised(self) -> dict[int, float]:
+        """By layer, the share of tokens that the last call processed; waits for the device."""
+        keep = None if self.call is None else self.call.keep
+        return {
+            index: float((note.mask.float().mean() if keep is None else note.mask.sum() / keep.sum()).item())
+            for index, note in self.notes.items()
+        }
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        policy: Policy | None = None,
+        capacity: PerLayer | None = None,
+        threshold: PerLayer | None = None,
+        speed: float | None = None,
+        selection: Mapping[int, Tensor] | None = None,
+        **more: Any,
+    ) -> Any:
+        """As upstream's, with a knob for this call; `generate` takes it as well.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache, logits_to_keep:
+                as upstream. In training the loss includes that of the routers.
+            policy, capacity, threshold, selection: see `Knob`.
+            speed: in [0, 1], for a capacity of 1 - speed.
+            more: handed to upstream.
+
+        Raises:
+            ValueError: what is asked for cannot be: see the message.
+        """
+        asked = (policy, capacity, threshold, speed)
+        turned = self.knob if asked == (None,) * 4 else knob(*asked)
+        if selection is not None:
+            turned = Knob(turned.policy, turned.capacity, turned.threshold, selection)
+        entering = input_ids if input_ids is not None else inputs_embeds
+        if entering is None:
+            raise ValueError("give input_ids or inputs_embeds.")
+        if labels is not None and labels.shape[:2] != entering.shape[:2]:
+            raise ValueError(
+                f"labels are {tuple(labels.shape)}, tokens {tuple(entering.shape[:2])}: one for each token."
+            )
+        training: bool = self.training  # type: ignore[attr-defined]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if past_key_values is None and use_cache is None and (training or labels is not None):
+            use_cache = False  # nothing follows a text that is scored
+        caching = past_key_values is not None or (self.config.use_cache if use_cache is None else use_cache)
+        chosen = self._policy(turned, training, caching, past)
+        rows, count = entering.shape[:2]
+        keep, rank = places((rows, count), past, attention_mask, position_ids, entering.device)
+        call = Call(chosen, turned, training, self.config.routing_calibrated, keep, rank, past)
+        output = super().forward(  # type: ignore[misc]
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            routing_call=call,
+            **more,
+        )
+        call.entering.clear()
+        self.call = call
+        if training and labels is not None and isinstance(output, dict):
+            output["loss"] = output["loss"] + total(self.routing, call).to(output["loss"].device)
+        return output
+
+    def _policy(self, asked: Knob, training: bool, caching: bool, past: int) -> Policy:
+        """Who selects in this call.
+
+        Raises:
+            ValueError: the best of a text are asked for when only its end is at hand, or there is nobody to decide.
+        """
+        routing = self.routing
+        implementation = self.config._attn_implementation
+        if implementation not in _IMPLEMENTATIONS:
+            raise ValueError(
+                f"routed layers need attention in {_IMPLEMENTATIONS}, which take masks; got {implementation!r}."
+            )
+        if training and caching:
+            raise ValueError("training goes over whole texts; give no past_key_values, and no use_cache=True.")
+        scheduled = getattr(routing, "beta_mode", "learned") == "scheduled"
+        if training and scheduled and not self.stepped:
+            raise ValueError("beta_mode='scheduled' needs to know the step: whenwhere.lm.set_step(model, step, steps).")
+        policy = asked.policy
+        if policy == "auto":
+            first = caching and not past and routing.prefill_routing == "topk"
+            policy = "topk" if training or first else routing.decode_routing
+        if policy == "topk" and past:
+            raise ValueError(
+                "policy='topk' compares all tokens of a text; after a cached beginning only its end is here."
+            )
+        if policy == "student":
+            self._check_student()
+        return policy
+
+    def _check_student(self) -> None:
+        students = [layer.student for layer in self.routed]
+        if any(student is None for student in students):
+            raise ValueError("policy='student' needs a student; route with student='mlp' or 'linear2' and train it.")
+        if not self.config.routing_calibrated and not all(bool(s.trained) for s in students if s is not None):
+            raise ValueError("the student was never trained; train the routed model, or use another policy.")
+
+    def init_continuous_batching(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Refused.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "continuous batching pages keys by position; routed layers have fewer. Use generate()."
+        )
+
+
+def read_routing(data: Mapping[str, Any]) -> Routing:
+    """The method that a configuration names.
+
+    Raises:
+        ValueError: this version does not know it, or some of its settings.
+    """
+    if data["method"] not in METHODS:
+        raise ValueError(f"unknown method {data['method']!r} in config.routing; known: {', '.join(METHODS)}.")
+    return METHODS[data["method"]].from_dict(data)
+
+
+def check_layers(config: Any, indices: tuple[int, ...]) -> None:
+    """Refuse layers that do not attend to the whole text.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    for index in indices:
+        if kinds[index] != "full_attention":
+            raise ValueError(f"layer {index} has {kinds[index]}; routing is defined for full attention only.")
+
+
+def find(model: nn.Module) -> Any:
+    """The routed model within a model, which adapters or parallel wrappers may surround.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, RoutedCausalLM):
+            return module
+    raise ValueError(f"{type(model).__name__} is not routed; see whenwhere.lm.route.")
+
+
+@contextmanager
+def turned(model: nn.Module, setting: Knob) -> Iterator[None]:
+    """Within this context the knob stands so, for every call that asks for nothing else."""
+    routed = find(model)
+    before, routed.knob = routed.knob, setting
+    try:
+        yield
+    finally:
+        routed.knob = before
+
+
+class _Enters:
+    """In front of a layer: note the stream that enters it."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        call = kwargs.get("routing_call")
+        if call is not None:
+            call.entering[self.layer] = args[0] if args else kwargs["hidden_states"]
