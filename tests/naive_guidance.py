@@ -7,6 +7,7 @@ block from the published modules. Nothing is remembered, nothing is tapped. Only
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -58,6 +59,13 @@ def normed(layer: nn.Module | None, x: Tensor) -> Tensor:
     return x if layer is None else layer(x)
 
 
+def headed(layer: nn.Module | None, x: Tensor, attn: nn.Module) -> Tensor:
+    """Normalised, each head by itself or all together, as the layer is wide."""
+    if layer is not None and layer.weight is not None and len(layer.weight) == x.shape[-1]:
+        return heads(layer(x), attn)
+    return normed(layer, heads(x, attn))
+
+
 # Cross-attention
 
 
@@ -69,30 +77,43 @@ def context(model: nn.Module, text: Text) -> tuple[Tensor, Tensor | None]:
         mask = torch.cat([text.mask, text.mask_2], 1)[..., None].bool()
         return both * mask + model.text_embedding_padding * ~mask, None
     if hasattr(model, "caption_projection"):
-        return model.caption_projection(text.embeds), bias
+        return normed(getattr(model, "caption_norm", None), model.caption_projection(text.embeds)), bias
+    if hasattr(model, "condition_embedder"):
+        return model.condition_embedder.text_embedder(text.embeds), None
     return text.embeds, bias
 
 
 @contextmanager
 def crossed(
-    model: nn.Module, text: Text, settings: Settings, which: int = 1, branches: int = 2, layers: str = ""
+    model: nn.Module,
+    text: Text,
+    settings: Settings,
+    which: int = 1,
+    branches: int = 2,
+    passes: int = 1,
+    layers: str = "",
 ) -> Iterator[None]:
-    """Guide branch number `which` of so many in every cross-attention whose path contains `layers`."""
+    """Guide branch number `which` of so many in every cross-attention whose path contains `layers`.
+
+    Of so many passes only the first is guided.
+    """
     projected, bias = context(model, text)
     modules = [
         m for path, m in model.named_modules() if path.endswith("attn2") and layers in path and m.is_cross_attention
     ]
 
     def replacement(attn: nn.Module) -> Any:
+        calls = count()
+
         def forward(x: Tensor, encoder_hidden_states: Any, attention_mask: Any = None, image_rotary_emb: Any = None):
             images = encoder_hidden_states[1] if isinstance(encoder_hidden_states, tuple) else ()
             own = encoder_hidden_states[0] if images else encoder_hidden_states
             size = len(x) // branches
             rows = slice(which * size, (which + 1) * size)
-            q = rotate(normed(attn.norm_q, heads(attn.to_q(x), attn)), image_rotary_emb)
+            q = rotate(headed(attn.norm_q, attn.to_q(x), attn), image_rotary_emb)
 
             def look_at(q: Tensor, text: Tensor, bias: Tensor | None) -> Tensor:
-                k, v = normed(attn.norm_k, heads(attn.to_k(text), attn)), heads(attn.to_v(text), attn)
+                k, v = headed(attn.norm_k, attn.to_k(text), attn), heads(attn.to_v(text), attn)
                 return attend(q, k, v, bias)
 
             z = look_at(q, own, attention_mask)
@@ -102,11 +123,12 @@ def crossed(
                 projected.repeat_interleave(repeats, 0),
                 None if bias is None else bias.repeat_interleave(repeats, 0),
             )
-            z[rows] = settings.guide(z[rows], negative)
+            if next(calls) % passes == 0:
+                z[rows] = settings.guide(z[rows], negative)
             for i, image in enumerate(images):
                 k, v = (layers[i](image.flatten(1, 2)) for layers in (attn.processor.to_k_ip, attn.processor.to_v_ip))
                 z = z + attn.processor.scale[i] * attend(q, heads(k, attn), heads(v, attn))
-            return attn.to_out[0](z) / attn.rescale_output_factor
+            return attn.to_out[0](z) / getattr(attn, "rescale_output_factor", 1)
 
         return forward
 

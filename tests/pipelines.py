@@ -31,6 +31,7 @@ from tiny_models import (
     latte,
     lcm,
     pixart,
+    sana,
     sd,
     sd3,
     sd_adapter,
@@ -39,6 +40,7 @@ from tiny_models import (
     sdxl,
     sdxl_controlnet,
     svd,
+    wan,
 )
 from torch import Tensor
 
@@ -108,6 +110,18 @@ def _canvas(request: Request) -> Inputs:
 
 def _eightfold_canvas(request: Request) -> Inputs:
     return {"height": 8 * request.size, "width": 8 * request.size, "use_resolution_binning": False}
+
+
+def _unprompted(_: Request) -> Inputs:
+    return {"negative_prompt": None}
+
+
+def _sana_canvas(request: Request) -> Inputs:
+    return {"height": 32 * request.size, "width": 32 * request.size, "use_resolution_binning": False}
+
+
+def _wan_canvas(request: Request) -> Inputs:
+    return {"height": 8 * request.size, "width": 8 * request.size, "num_frames": 4 * (FRAMES - 1) + 1}
 
 
 def _video(_: Request) -> Inputs:
@@ -285,6 +299,8 @@ CASES: dict[str, Case] = {
         _case("dit", dit, _scale, _labels, call=_call_dit, takes_callback=False),
         _case("hunyuan-dit", hunyuan_dit, *_PROMPTED, _eightfold_canvas, _masks, _second_text),
         _case("latte", latte, *_DRAWN, _latte_video),
+        _case("sana", sana, *_PROMPTED, _unprompted, _sana_canvas, _masks),
+        _case("wan", wan, *_PROMPTED, _wan_canvas),
         _case("sd3", partial(sd3, SD3), *_XL),
         _case("sd35", partial(sd3, SD35), *_XL),
         _case("flux", flux, *_XL, guided=False),

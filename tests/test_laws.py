@@ -13,7 +13,10 @@ from whenwhere import DeepCache, FasterDiffusion, GuidanceStop, TGate, ToCa
 
 # One reason per column of cases: no skip connections, no cross-attention, branches that no rule covers.
 WITHOUT_SKIPS = dict.fromkeys(
-    ["pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte", "sd3", "sd35", "flux", "flux-true-cfg"],
+    [
+        *("pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte", "sana", "wan"),
+        *("sd3", "sd35", "flux", "flux-true-cfg"),
+    ],
     "TGate works on .* GuidanceStop on all",
 )
 WITHOUT_TEXT_ATTENTION = dict.fromkeys(
@@ -22,12 +25,12 @@ WITHOUT_TEXT_ATTENTION = dict.fromkeys(
 PERTURBED = {"sd-pag": "perturbed-attention guidance splits its batch"}
 THREE_BRANCHES = dict.fromkeys(["sd-pag", "sd-pix2pix"], "averages two guidance branches; .* has 3. GuidanceStop works")
 WITHOUT_ENCODER = dict.fromkeys(
-    ["pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte"], "use FORA or DeltaDiT"
+    ["pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "latte", "sana", "wan"], "use FORA or DeltaDiT"
 )
 WITHOUT_ENCODER |= dict.fromkeys(["sd3", "sd35", "flux", "flux-true-cfg"], "FORA works on it")
 WITHOUT_ENCODER |= {"sd-adapter": "changes in place; DeepCache works with adapters"}
 WITHOUT_PURE_NOISE = dict.fromkeys(["sd-img2img", "sdxl-img2img", "sdxl-inpaint"], "starts from a picture .* alpha=0")
-PLAIN_STACKS = ("dit", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma")
+PLAIN_STACKS = ("dit", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "wan")
 
 SETTINGS = (
     Setting(
@@ -78,7 +81,7 @@ SETTINGS = (
         (ToCa(interval=3, fresh_ratio=0.3),),
         neutral=lambda _: (ToCa(interval=1),),
         refused=dict.fromkeys([case for case in CASES if case not in PLAIN_STACKS], "stacks of plain blocks"),
-        refused_later={},
+        refused_later={"wan": "normalises its queries; take score='value_norm'"},
     ),
 )
 

@@ -38,6 +38,8 @@ CROSSED = {  # which branch is conditional, of how many
     "pixart-sigma": (1, 2),
     "hunyuan-dit": (1, 2),
     "latte": (1, 2),
+    "sana": (1, 2),
+    "wan": (0, 1, 2),  # two passes, the conditional one first
 }
 JOINT = ("sd3", "sd35", "flux", "flux-true-cfg")
 FEW = ("sd", "sdxl", "pixart-alpha", "hunyuan-dit", "sd3", "flux")
@@ -54,7 +56,7 @@ def text(name: str, rows: int = 1, tokens: int = 4, seed: int = 0) -> Text:
     def rowed(what: str, *shape: int) -> Tensor:
         return torch.stack([draw(f"{what} {seed + i}", *shape) for i in range(rows)])
 
-    masked = "pixart" in name or "hunyuan" in name
+    masked = any(family in name for family in ("pixart", "hunyuan", "sana"))
     mask = (torch.arange(tokens) < tokens - 1).long().repeat(rows, 1)
     return Text(
         rowed("negative", tokens, WIDTH),

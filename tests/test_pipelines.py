@@ -114,7 +114,8 @@ def test_every_attention_and_mlp_changes_from_step_to_step(name):
     for path, module in attentions_and_mlps(denoiser(name, pipe)).items():
         kept = outputs.setdefault(path, [])
         module.register_forward_hook(lambda *call, kept=kept: kept.append(tree_leaves(call[-1])[0]))
-    run(name, pipe, steps=3)
+    # Wan's first attention sees no text: in one step it is the same in both of its guidance calls.
+    run(name, pipe, steps=3, guidance=name != "wan")
     for path, (first, second, *_) in outputs.items():
         constant = name == "svd" and path.endswith("attn2")  # one image token: there is nothing to attend to
         assert constant or change(second, first) > 1e-2, f"{path} hardly changes"

@@ -94,6 +94,24 @@ LATTE = HEADS | {
     "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False,
 }
+SANA = HEADS | {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 3,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "caption_channels": WIDTH,
+    "sample_size": 8,
+}
+WAN = HEADS | {
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": WIDTH,
+    "freq_dim": 16,
+    "ffn_dim": 64,
+    "num_layers": 3,
+}
 SD3 = HEADS | {
     "in_channels": 4,
     "out_channels": 4,
@@ -285,6 +303,18 @@ def hunyuan_dit() -> DiffusionPipeline:
 def latte() -> DiffusionPipeline:
     network = tiny("LatteTransformer3DModel", LATTE)
     return _pipeline("LattePipeline", transformer=network, scheduler=_ddim(), **WITHOUT_TEXT)
+
+
+def sana() -> DiffusionPipeline:
+    """Without a VAE, one latent is 32 pixels."""
+    network = tiny("SanaTransformer2DModel", SANA)
+    return _pipeline("SanaPipeline", transformer=network, scheduler=_flow(), vae=None, **WITHOUT_TEXT)
+
+
+def wan() -> DiffusionPipeline:
+    """Without a VAE, one latent is 8 pixels and 4 frames."""
+    network = tiny("WanTransformer3DModel", WAN)
+    return _pipeline("WanPipeline", transformer=network, scheduler=_flow(), vae=None, **WITHOUT_TEXT)
 
 
 def sd3(config: dict[str, Any]) -> DiffusionPipeline:

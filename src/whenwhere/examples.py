@@ -169,6 +169,26 @@ def _flux(config: Config, make: Make, _: int) -> dict[str, Any]:
     return inputs
 
 
+def _sana(config: Config, make: Make, _: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "hidden_states": make(1, config["in_channels"], *_square(config)),
+        "encoder_hidden_states": make(1, 300, config["caption_channels"]),
+        "timestep": make(1),
+    }
+    return inputs | {"guidance": make(1)} if config.get("guidance_embeds") else inputs
+
+
+def _wan(config: Config, make: Make, _: int) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "hidden_states": make(1, config["in_channels"], 21, 60, 104),  # 81 frames of 480 x 832 pixels
+        "encoder_hidden_states": make(1, 512, config["text_dim"]),
+        "timestep": make(1),
+    }
+    if config.get("image_dim"):
+        inputs["encoder_hidden_states_image"] = make(1, config.get("pos_embed_seq_len") or 257, config["image_dim"])
+    return inputs
+
+
 _EXAMPLES: Mapping[str, Callable[[Config, Make, int], dict[str, Any]]] = {
     "UNet2DConditionModel": _unet,
     "UNetSpatioTemporalConditionModel": _svd,
@@ -177,6 +197,8 @@ _EXAMPLES: Mapping[str, Callable[[Config, Make, int], dict[str, Any]]] = {
     "HunyuanDiT2DModel": _hunyuan,
     "LatteTransformer3DModel": _latte,
     "SkipLatteTransformer3DModel": _skip_latte,
+    "SanaTransformer2DModel": _sana,
+    "WanTransformer3DModel": _wan,
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
 }

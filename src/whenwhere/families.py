@@ -23,7 +23,7 @@ _ORDER = (
     ("single_transformer_blocks",),
     ("attn", "attn1"),
     ("attn2",),
-    ("ff",),
+    ("ff", "ffn"),
     ("ff_context",),
 )
 
@@ -151,6 +151,37 @@ LATTE = Anatomy(
     rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
 )
 
+# Self-attention is linear in the number of tokens, cross-attention is not; the MLP convolves.
+SANA = Anatomy(
+    model="SanaTransformer2DModel",
+    parts=(_MODEL, *_with_cross_attention("transformer_blocks")),
+    sequence=_ORDER,
+    rows=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "guidance",
+        "encoder_attention_mask",
+        "attention_mask",
+        "controlnet_block_samples",
+    ),
+)
+
+# Guidance, where it is on, is a second call.
+WAN = Anatomy(
+    model="WanTransformer3DModel",
+    parts=(
+        _MODEL,
+        Part(Kind.BLOCK, "blocks.*"),
+        Part(Kind.SELF_ATTENTION, "blocks.*.attn1"),
+        Part(Kind.CROSS_ATTENTION, "blocks.*.attn2"),
+        Part(Kind.MLP, "blocks.*.ffn"),
+    ),
+    sequence=_ORDER,
+    rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image"),
+    passes=(Role.CONDITIONAL, Role.UNCONDITIONAL),
+)
+
 # SD 3.5 medium adds a second attention, over the image tokens alone, to its first blocks.
 SD3 = Anatomy(
     model="SD3Transformer2DModel",
@@ -188,7 +219,7 @@ FLUX = Anatomy(
 SKIP_DIT = replace(DIT, model="SkipDiTTransformer2DModel", mirrored=True)
 SKIP_LATTE = replace(LATTE, model="SkipLatteTransformer3DModel", rows=(*LATTE.rows, "class_labels"), mirrored=True)
 
-FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SD3, FLUX, SKIP_DIT, SKIP_LATTE)
+FAMILIES = (UNET, SVD, PIXART, DIT, HUNYUAN, LATTE, SANA, WAN, SD3, FLUX, SKIP_DIT, SKIP_LATTE)
 
 # Pipelines whose guidance batch is not their family's: InstructPix2Pix stacks text with image, image, nothing
 # (Brooks et al., 2022, https://arxiv.org/abs/2211.09800, section 3.2).

@@ -79,7 +79,7 @@ def _norm(_: Call, projected: Tensor) -> Tensor:
 
 def _heads(call: Call) -> int:
     if getattr(call.module, "norm_q", None) is not None:
-        raise RuntimeError(f"{call.method}: {call.site} normalises its queries; take score='value_norm'.")
+        raise ValueError(f"{call.method}: {call.site} normalises its queries; take score='value_norm'.")
     return int(call.module.heads)  # type: ignore[union-attr, arg-type]
 
 

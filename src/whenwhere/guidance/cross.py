@@ -98,7 +98,7 @@ class Twice:
         def forward(attended: Tensor) -> Output:
             if self._second is not None:
                 self._output = attended
-                width: Any = self._attn.out_dim
+                width: Any = getattr(self._attn, "out_dim", None) or self._attn.get_submodule("to_out.0").out_features
                 return attended.new_zeros(()).expand(*attended.shape[:-1], width)
             conditional = attended[self._rows]
             guided = self._guided(conditional)

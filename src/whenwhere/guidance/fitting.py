@@ -20,7 +20,9 @@ PROCESSORS = frozenset(
         "IPAdapterAttnProcessor",
         "IPAdapterAttnProcessor2_0",
         "JointAttnProcessor2_0",
+        "SanaAttnProcessor2_0",
         "SlicedAttnProcessor",
+        "WanAttnProcessor",
     }
 )
 

@@ -65,7 +65,8 @@ class Network:
         """Features of a text after `project`."""
         config: Any = model.config
         own: Any = getattr(model, "inner_dim", None)
-        value = config.get("cross_attention_dim") or config.get("caption_projection_dim") or own
+        heads = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)  # Wan has no other word
+        value = config.get("cross_attention_dim") or config.get("caption_projection_dim") or own or heads
         return int(value if isinstance(value, int) else value[0])
 
     def projecting(self, model: nn.Module) -> tuple[str, ...]:
@@ -114,6 +115,15 @@ def _hunyuan(model: nn.Module, text: Text) -> Projected:
     both = torch.cat([text.embeds, _submodule(model, "text_embedder")(text.embeds_2)], 1)
     real = torch.cat([text.mask, text.mask_2], -1).unsqueeze(2).bool()
     return torch.where(real, both, _submodule(model, "text_embedding_padding")), None
+
+
+def _sana(model: nn.Module, text: Text) -> Projected:
+    projected = _submodule(model, "caption_norm")(_submodule(model, "caption_projection")(text.embeds))
+    return projected, _bias(text)
+
+
+def _wan(model: nn.Module, text: Text) -> Projected:
+    return _submodule(model, "condition_embedder").text_embedder(text.embeds), None
 
 
 def _joint(model: nn.Module, text: Text) -> Projected:
@@ -170,6 +180,24 @@ _NETWORKS: Mapping[str, Network] = {
         lambda _: Published(5.0, 2.5, 0.375),
         ("caption_channels",),
         ("caption_projection",),
+    ),
+    "SanaTransformer2DModel": Network(
+        _MASKED,
+        {"embeds": 0, "mask": 1},
+        _sana,
+        lambda _: Published(5.0, 2.5, 0.375),
+        ("caption_channels",),
+        ("caption_projection",),
+        flow=True,
+    ),
+    "WanTransformer3DModel": Network(
+        _EMBEDS,
+        {"embeds": 0},
+        _wan,
+        lambda _: Published(5.0, 2.5, 0.25),
+        ("text_dim",),
+        ("condition_embedder.text_embedder",),
+        flow=True,
     ),
     "SD3Transformer2DModel": Network(
         _EMBEDS,

@@ -11,7 +11,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from torch import nn
 
 from ..clock import Step
 from ..decision import Decision
@@ -125,6 +127,16 @@ class ToCa(Method):
             )
         if SOURCES[self.score] is Kind.CROSS_ATTENTION and Kind.CROSS_ATTENTION not in kinds:
             raise ValueError(f"{self} scores by cross-attention; {model} has none: score='attention' works on it.")
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
+        """An MLP must work on one token at a time."""
+        for path, module in denoiser.named_modules():
+            if isinstance(module, nn.Conv2d) and ".ff." in path:
+                raise ValueError(
+                    f"{self} knows stacks of plain blocks; {path} of {type(denoiser).__name__} convolves neighbouring "
+                    "tokens, which cannot be refreshed one by one. FORA works on this model."
+                )
+        return self
 
     def review(self, setting: Setting) -> None:
         """A grid that is not square must be named, since tokens do not tell."""
