@@ -261,7 +261,7 @@ def test_the_zoo_is_listed_and_shown():
     assert "did you mean 'emoji-unet'" in fail("zoo", "show", "emoji-nut")
 
 
-@pytest.mark.parametrize("command", ["plan", "generate", "compare"])
+@pytest.mark.parametrize("command", ["plan", "generate", "compare", "bench", "report", "doctor"])
 def test_help_teaches_by_examples(command):
     assert f"whenwhere {command} " in succeed(command, "--help").split("Examples")[1]
 
