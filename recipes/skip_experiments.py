@@ -32,7 +32,7 @@ from whenwhere.bench.drawing import attached, draw
 from whenwhere.bench.model import open_model
 from whenwhere.bench.survey import Extent, default_prompts, survey
 from whenwhere.bench.variant import PLAIN, Variant
-from whenwhere.methods import FewerSteps
+from whenwhere.methods import FewerSteps, SkipForecast, SkipOffset
 from whenwhere.metrics.features import PictureFeatures, kernel_distance
 from whenwhere.metrics.images import psnr, ssim
 from whenwhere.train.data import read_pictures, read_tiles
@@ -216,7 +216,8 @@ def rivals(pipe: Any, target: int, size: Size) -> list[Variant]:
         [FewerSteps(n) for n in range(2, size.steps)],
     ]
     if has_skips(pipe):
-        kinds.append([SkipCache(n, 1, 1000, 0) for n in range(2, 8)])
+        forms = (SkipCache, SkipOffset, SkipForecast)
+        kinds += [[form(n, 1, 1000, 0) for n in range(2, 8)] for form in forms]
     else:
         kinds.append([DeltaDiT(n, blocks) for n in range(2, 6) for blocks in range(2, 12, 2)])
     chosen = [min(kind, key=lambda item: abs(cost(pipe, item, size) - target)) for kind in kinds]
