@@ -13,7 +13,7 @@ from tiny_models import BETAS, VAE, randomised
 from torch import Tensor
 
 import whenwhere
-from whenwhere import SkipCache, attach
+from whenwhere import DeltaDiT, SkipCache, attach
 from whenwhere.methods import SkipDrift, SkipForecast, SkipOffset
 
 CASE = "hunyuan-dit"
@@ -182,6 +182,11 @@ def test_a_forecast_without_strength_and_a_drift_without_threshold_are_skip_cach
     expected = latents_with(SkipCache(interval=2, depth=2, **ALWAYS))
     assert torch.equal(latents_with(SkipForecast(interval=2, depth=2, strength=0, **ALWAYS)), expected)
     assert torch.equal(latents_with(SkipDrift(float("inf"), longest=2, depth=2)), expected)
+
+
+def test_an_offset_at_all_timesteps_is_the_middle_mode_of_delta_dit():
+    expected = latents_with(DeltaDiT(interval=2, blocks=2, mode="middle"))
+    assert torch.equal(latents_with(SkipOffset(interval=2, depth=2, **ALWAYS)), expected)
 
 
 def test_no_drift_is_allowed_by_a_threshold_of_zero():

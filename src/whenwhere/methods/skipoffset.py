@@ -2,7 +2,8 @@
 
 Skip-Cache puts the old feature in front of the last k blocks as it is. Here what the blocks in between added to the
 stream is remembered, and added to the present output of the first k blocks, so that the stream is fresh as well as the
-skips. The cost is the same, and so is the memory: one tensor.
+skips. The cost is the same, and so is the memory: one tensor. With a window of the whole run it is the middle mode of
+Δ-DiT.
 """
 
 from collections.abc import Sequence
