@@ -279,6 +279,15 @@ def test_the_knob():
     assert model.realised[1] == shares[2]
 
 
+def test_scores_keep_their_bits_under_autocast():
+    model, seen = routed(MoD()), {}
+    with torch.autocast("cpu", torch.bfloat16):
+        model.routed[0].register_forward_pre_hook(lambda _, args: seen.update(stream=args[0]))
+        logits(model, text(), policy="topk")
+    expected = seen["stream"].float() @ model.routed[0].router.weight
+    assert torch.equal(model.notes[1].score, expected)
+
+
 def test_hidden_states_are_the_whole_stream():
     states = routed(MoD())(text(), policy="topk", use_cache=False, output_hidden_states=True).hidden_states
     assert [tuple(state.shape) for state in states] == [(2, 16, 32)] * 6

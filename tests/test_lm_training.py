@@ -1,6 +1,7 @@
 """Gradients reach what they should and nothing else; losses, groups and schedules are those of the specification."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -176,6 +177,28 @@ def test_a_few_steps_of_training_lower_the_loss(routing):
     calibrate(model, [ids])
     assert model.training
     assert model.eval()(ids, labels=ids).loss < losses[0]
+
+
+@pytest.mark.parametrize("routing", [MoD(gate="sigmoid"), SDT(gate="soft", bypass="prior"), STT()], ids=str)
+def test_fewer_bits(routing):
+    ids, mask = text(3, 12), torch.ones(3, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        trained(routing)(ids, attention_mask=mask, labels=ids).loss.backward()
+    model = trained(routing).to(torch.bfloat16)
+    model(ids, attention_mask=mask, labels=ids).loss.backward()
+    calibrate(model, [ids])
+    found = model.eval().generate(ids, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert found.shape == (3, 16)
+
+
+def test_a_model_is_copied_without_its_last_call():
+    model, ids = trained(MoD()), text()
+    model(ids, labels=ids)
+    copied = deepcopy(model)
+    assert copied.call is None
+    assert model.call is not None
+    torch.testing.assert_close(copied(ids).logits, model(ids).logits)
 
 
 def test_groups_of_the_optimiser():

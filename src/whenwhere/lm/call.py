@@ -117,6 +117,10 @@ class Call:
     entering: dict[int, Tensor] = field(default_factory=dict)
     notes: dict[int, Note] = field(default_factory=dict)
 
+    def __deepcopy__(self, _memo: Any) -> None:
+        """A copy of a model has made no call yet; the losses of this one belong to a graph that cannot be copied."""
+        return
+
 
 def places(
     shape: tuple[int, int], past: int, attention_mask: Any, position_ids: Tensor | None, device: torch.device

@@ -67,7 +67,8 @@ class MoDRouter(Router):
     def look(self, tokens: Tokens, run: Callable[[], Tensor]) -> Look:
         """Score all tokens; the block is not needed."""
         del run
-        score = tokens.stream.float() @ self.weight.float()
+        with torch.autocast(tokens.stream.device.type, enabled=False):  # in fewer bits many scores would tie
+            score = tokens.stream.float() @ self.weight.float()
         return Look(score, score if self.gate == "raw" else score.sigmoid())
 
     def losses(self, look: Look, mask: Tensor, keep: Tensor | None) -> Mapping[str, Tensor]:
