@@ -42,6 +42,13 @@ def test_guidance_goes_on_where_only_cross_attention_is_frozen(name, anchor):
     assert all(row == "###..." for label, row in trace.groups if label.startswith("cross-attention"))
 
 
+def test_attention_to_a_single_token_never_changes_so_freezing_it_costs_nothing():
+    """Stable Video Diffusion attends to one image embedding: the softmax over one token is 1."""
+    latents, trace = latents_of("svd", CrossAttentionFreeze(1))
+    assert torch.equal(latents, run("svd", build("svd"), prompts=2))
+    assert trace.cost.macs.all < trace.cost.baseline.all
+
+
 def test_each_decision_has_its_own_step():
     _, trace = latents_of("sd", CrossAttentionFreeze(2), GuidanceStop(4))
     assert dict(trace.groups) == {"model": "####//", "cross-attention x4": "##...."}
