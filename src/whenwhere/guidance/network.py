@@ -65,8 +65,9 @@ class Network:
         """Features of a text after `project`."""
         config: Any = model.config
         own: Any = getattr(model, "inner_dim", None)
-        heads = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)  # Wan has no other word
-        value = config.get("cross_attention_dim") or config.get("caption_projection_dim") or own or heads
+        value = config.get("cross_attention_dim") or config.get("caption_projection_dim") or own
+        if value is None:  # Wan has no word for it
+            return int(config["num_attention_heads"] * config["attention_head_dim"])
         return int(value if isinstance(value, int) else value[0])
 
     def projecting(self, model: nn.Module) -> tuple[str, ...]:
