@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from naive_guidance import Settings, replaced
 from pipelines import CASES, build, run
-from tiny_models import POOLED, TOKENS, WIDTH
+from tiny_models import POOLED, TOKENS, WAN, WIDTH, tiny
 from tiny_text import with_text
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -758,6 +758,17 @@ def test_phi_is_scale_less_one():
 def test_networks_without_text_are_refused(name):
     with pytest.raises(ValueError, match=r"not known for .*; it is for .*UNet2DConditionModel"):
         attach(build(name), NAG(negative_prompt=""))
+
+
+def test_wan_with_a_picture_or_with_two_transformers_is_refused():
+    pipe = build("wan")
+    pipe.transformer = tiny("WanTransformer3DModel", WAN | {"image_dim": WIDTH, "added_kv_proj_dim": 32})
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn2 attends to a picture beside the text"):
+        attach(pipe, nag("wan"))
+    pipe = build("wan")
+    pipe.transformer_2 = pipe.transformer
+    with pytest.raises(ValueError, match="WanPipeline has two denoisers, transformer and transformer_2"):
+        attach(pipe, nag("wan"))
 
 
 def test_unknown_processors_are_refused():

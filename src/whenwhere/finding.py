@@ -15,7 +15,13 @@ def denoiser_of(pipe: Any) -> nn.Module:
 
     Raises:
         TypeError: there is none.
+        ValueError: there are two, of which one serves the high noise levels and one the low (Wan 2.2).
     """
+    if isinstance(getattr(pipe, "transformer_2", None), nn.Module):
+        raise ValueError(
+            f"{type(pipe).__name__} has two denoisers, transformer and transformer_2, and only one would be treated; "
+            "pipelines with one are supported."
+        )
     candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
     for candidate in candidates:
         if isinstance(candidate, nn.Module):

@@ -34,6 +34,8 @@ def check_processors(method: object, denoiser: nn.Module) -> None:
         ValueError: a processor is none of those that were tried.
     """
     for path, module in denoiser.named_modules():
+        if type(module).__name__ == "WanAttention" and getattr(module, "add_k_proj", None) is not None:
+            raise ValueError(f"{method}: {path} attends to a picture beside the text, for which guidance is not made.")
         processor = getattr(module, "processor", None)
         name = type(processor).__name__
         own = not getattr(module, "is_cross_attention", True) and getattr(module, "added_kv_proj_dim", None) is None
