@@ -247,6 +247,23 @@ def test_a_comparison_is_a_table():
     assert printed.splitlines()[-1] == "compare.png"
 
 
+def test_a_negative_text_alone_compares_guidance_with_guidance_inside_attention():
+    found = json.loads(
+        succeed(
+            "compare", "red", "--negative", "blue", "--model", tiny_pipeline(), "--steps", 5, "--guidance", 3,
+            "--seeds", 1, "--json",
+        )
+    )  # fmt: skip
+    labels = [variant["label"] for variant in found["variants"]]
+    asked = ["CFG(negative_prompt='blue')", "NAG(negative_prompt='blue')"]
+    assert labels[:3] == ["plain", *asked]
+    assert labels[3] == "TGate(gate_step=0.4)+NAG(negative_prompt='blue')"
+    plain, cfg, nag, gated = found["variants"][:4]
+    assert cfg["macs"] == plain["macs"]
+    assert gated["macs"] < plain["macs"] < nag["macs"]
+    assert cfg["psnr"] != "inf"
+
+
 # -- zoo, help
 
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from .method import Method
-from .methods import FewerSteps
+from .methods import CFG, FewerSteps
 from .position import Sigma, Timestep
 from .upstream import configuration
 
@@ -26,7 +26,7 @@ _VALUES: dict[str, Callable[..., object]] = {"timestep": Timestep, "sigma": Sigm
 
 _EXAMPLE = 'write methods as in Python, for example "tgate(gate_step=10)+deepcache(interval=3)"'
 
-Item = Method | FewerSteps
+Item = Method | FewerSteps | CFG
 
 
 def known() -> dict[str, type[Any]]:
@@ -45,7 +45,7 @@ def known() -> dict[str, type[Any]]:
 
 
 def _is_method(cls: type[Any]) -> bool:
-    return is_dataclass(cls) and issubclass(cls, (Method, FewerSteps))
+    return is_dataclass(cls) and issubclass(cls, (Method, FewerSteps, CFG))
 
 
 def parse(text: str) -> tuple[Item, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..expression import Item, parse, write, write_full
 from ..guidance.steering import Steering
 from ..method import Method
-from ..methods import FewerSteps
+from ..methods import CFG, FewerSteps
 from .drawing import draw
 from .model import Model
 
@@ -53,6 +53,10 @@ class Variant:
     def steps(self, asked: int) -> int:
         """Inference steps that are run when so many were asked for."""
         return min((item.steps for item in self.items if isinstance(item, FewerSteps)), default=asked)
+
+    def negative(self, asked: str) -> str:
+        """The negative text of the pipeline's own guidance when so much was asked for."""
+        return next((item.negative_prompt for item in self.items if isinstance(item, CFG)), asked)
 
 
 def _told(item: Item, negative: str) -> Item:
@@ -101,4 +105,5 @@ class Task:
 def draw_one(task: Task, variant: Variant, prompt: str, seed: int) -> Tensor:
     """One picture (3, H, W) of a task; the variant's methods are attached by the caller."""
     steps = variant.steps(task.steps)
-    return draw(task.model.pipeline, [prompt], [seed], steps, task.guidance, task.negative, task.size)[0]
+    negative = variant.negative(task.negative)
+    return draw(task.model.pipeline, [prompt], [seed], steps, task.guidance, negative, task.size)[0]

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 # Both fit any number of steps: the gate is a fraction of the schedule, that of most published runs of 25 steps.
 DEFAULT_METHODS = ("tgate(gate_step=0.4)", "deepcache(interval=3)")
+# With a negative text: the pipeline's own guidance, guidance inside attention, and that with T-GATE.
+NEGATIVE_METHODS = ("nag", "tgate(gate_step=0.4)+nag")
 
 EXAMPLES = examples(
     'compare "red apple, noto style"',
+    'compare "apple, noto style" --negative red --seeds 2',
     'compare "fox, noto style" "blue house, flat style" --method "tgate(gate_step=8)" --seeds 2',
     'compare "a lighthouse" --model ./my-pipeline --method "tgate(10)" --method "tgate(10)+deepcache(3)"',
 )
@@ -65,15 +68,23 @@ def command(
     each method stand the two plain ways to compute as little: fewer steps, and guidance stopped early (for T-GATE: at
     the same gate). PSNR and SSIM compare with the plain picture of the same prompt and seed. MACs are multiply-adds of
     the denoiser for one picture; the papers' convention leaves out two products of attention.
+
+    With --negative and no --method: the plain run knows nothing of the text, then come the pipeline's own guidance with
+    it (CFG), NAG, and NAG with T-GATE.
     """
     from ..bench.variant import Variant
 
-    asked = list(dict.fromkeys(Variant.of(text) for text in method or DEFAULT_METHODS))
+    if negative and not method:
+        asked = negative_variants(negative)
+    else:
+        asked = list(dict.fromkeys(Variant.of(text).told(negative) for text in method or DEFAULT_METHODS))
     check_file(out, ".png")
     quieten()
     _require_metrics()
     seen = range(seed, seed + seeds)
-    task = make_task(prompts, seen, runs, model, scheduler, steps, guidance, negative, size, device, dtype)
+    task = make_task(
+        prompts, seen, runs, model, scheduler, steps, guidance, negative if method else "", size, device, dtype
+    )
     comparison = _compare(task, asked)
     _draw(comparison, out)
     if as_json:
@@ -81,6 +92,14 @@ def command(
     else:
         print_table(comparison)
         typer.echo(out)
+
+
+def negative_variants(negative: str) -> list["Variant"]:
+    """Ways to steer away from a text: CFG, NAG, NAG with T-GATE."""
+    from ..bench.variant import Variant
+    from ..methods import CFG
+
+    return [Variant((CFG(negative),)), *(Variant.of(text).told(negative) for text in NEGATIVE_METHODS)]
 
 
 def _require_metrics() -> None:

@@ -115,7 +115,7 @@ def draw_all(task: "Task", variant: "Variant") -> "Tensor":
     ):
         clock = Clock(pipe.scheduler, lambda: None, lambda _: advance("denoising"))
         try:
-            return draw(pipe, prompts, seeds, steps, task.guidance, task.negative, task.size)
+            return draw(pipe, prompts, seeds, steps, task.guidance, variant.negative(task.negative), task.size)
         finally:
             clock.stop()
 

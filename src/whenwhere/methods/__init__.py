@@ -2,6 +2,7 @@
 
 from .adaptivetgate import AdaptiveTGate
 from .blockcaching import BlockCaching
+from .cfg import CFG
 from .crossattentionfreeze import CrossAttentionFreeze
 from .deepcache import DeepCache
 from .deltadit import DeltaDiT
@@ -19,6 +20,7 @@ from .toca import ToCa
 from .upstream import Upstream
 
 __all__ = [
+    "CFG",
     "FORA",
     "AdaptiveTGate",
     "BlockCaching",
