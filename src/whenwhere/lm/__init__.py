@@ -6,6 +6,7 @@
     optimiser = torch.optim.AdamW(lm.parameter_groups(routed))      # train as usual; a model in training mode adds
     routed.train()(**batch, labels=batch["input_ids"]).loss         # the routers' losses: lm.routing_loss(routed)
     lm.set_step(routed, step, steps)                                # where β is scheduled (STT)
+    Trainer(routed, ..., callbacks=[lm.StepCallback()])             # the same under transformers' Trainer
 
     lm.calibrate(routed, batches)                                   # thresholds for capacities, after training
     routed.save_pretrained(path)                                    # AutoModelForCausalLM.from_pretrained(path)
@@ -34,6 +35,7 @@ from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM
 from .routing import Routing
 from .sdt import SDT
 from .stt import STT
+from .trainer import StepCallback
 
 __all__ = [
     "SDT",
@@ -45,6 +47,7 @@ __all__ = [
     "RoutedLlamaForCausalLM",
     "RoutedQwen2ForCausalLM",
     "Routing",
+    "StepCallback",
     "cache_bytes",
     "calibrate",
     "cost",

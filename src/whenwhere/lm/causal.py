@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .call import Call, Knob, Note, PerLayer, Policy, knob, places
 from .layer import Routed
-from .losses import total
+from .losses import share_of_update, total
 from .mod import MoD
 from .routing import Routing
 from .sdt import SDT
@@ -146,8 +146,11 @@ class RoutedCausalLM:
         )
         call.entering.clear()
         self.call = call
-        if training and labels is not None and isinstance(output, dict):
-            output["loss"] = output["loss"] + total(self.routing, call).to(output["loss"].device)
+        if training and labels is not None:
+            added = total(self.routing, call) * share_of_update(labels, more)
+            if isinstance(output, tuple):
+                return (output[0] + added.to(output[0].device), *output[1:])
+            output["loss"] = output["loss"] + added.to(output["loss"].device)
         return output
 
     def _policy(self, asked: Knob, training: bool, caching: bool, past: int) -> Policy:

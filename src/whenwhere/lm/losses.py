@@ -1,5 +1,6 @@
 """What routers learn from beside the language: their losses, rates of learning, and schedules."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from .call import Call
     from .routing import Routing
 
+_IGNORED = -100  # labels of no target, by the convention of transformers
+
 
 def total(routing: "Routing", call: "Call") -> Tensor:
     """The weighted sum of the routers' losses in a call, each averaged over the routed layers."""
@@ -25,10 +28,26 @@ def total(routing: "Routing", call: "Call") -> Tensor:
     return torch.stack(weighted).sum() if weighted else torch.zeros((), device=call.rank.device)
 
 
+def share_of_update(labels: Tensor, more: Mapping[str, Any]) -> Tensor | float:
+    """The share in [0, 1] that a micro-batch has in an update of the parameters, by its number of targets.
+
+    `Trainer` accumulates gradients by dividing the language loss by the targets of all micro-batches, which it hands to
+    the model as `num_items_in_batch`; without that number a batch is the whole update.
+    """
+    targets = more.get("num_items_in_batch")
+    if targets is None:
+        return 1.0
+    shifted = more.get("shift_labels")
+    own = (labels[..., 1:] if shifted is None else shifted).ne(_IGNORED).sum()
+    share: Tensor = own / targets
+    return share
+
+
 def routing_loss(model: nn.Module) -> Tensor:
     """The routers' losses in the last forward call, weighted and summed: a scalar to add to the model's.
 
-    The loss that a routed model returns in training includes it already.
+    The loss that a routed model returns in training includes it already, or the part of it that a micro-batch has in an
+    update.
 
     Raises:
         ValueError: there was no call in training mode.
