@@ -1,4 +1,4 @@
-"""A routed model under the Trainer of transformers: as in a plain loop, in one piece or resumed, in micro-batches or not."""
+"""A routed model under the Trainer of transformers: as in a plain loop, resumed or not, in micro-batches or not."""
 
 import pytest
 import torch
