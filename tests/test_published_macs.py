@@ -154,7 +154,9 @@ def test_a_plan_is_full_steps_and_partial_steps(steps, interval):
     assert plan("sdxl", (DeepCache(interval),), steps).cost.macs.papers == expected
 
 
-@pytest.mark.parametrize("page", ["tgate", "adaptivetgate", "freezing", "deepcache", "baselines", "fora", "deltadit", "skipcache"])
+@pytest.mark.parametrize(
+    "page", ["tgate", "adaptivetgate", "freezing", "deepcache", "baselines", "fora", "deltadit", "skipcache"]
+)
 def test_a_page_quotes_what_the_library_prints(page):
     docs = Path(__file__).parent.parent / "docs"
     text = (docs / "methods" / f"{page}.md").read_text(encoding="utf-8")
