@@ -9,7 +9,7 @@ import ast
 import difflib
 import importlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -56,11 +56,24 @@ def parse(text: str) -> tuple[Item, ...]:
             field's value is out of range.
         TypeError: a field's value is of the wrong type.
     """
+    classes = known()
+    return tuple(_make(call, classes) for call in _terms(_read(text)))
+
+
+def parse_one(text: str, classes: Mapping[str, type[Any]]) -> Any:
+    """One object written as `parse` reads methods, of the classes given by name.
+
+    Raises:
+        ValueError, TypeError: as `parse`.
+    """
+    return _make(_read(text), classes)
+
+
+def _read(text: str) -> ast.expr:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Python would say of such code
-            tree = ast.parse(text.strip(), mode="eval")
-        return tuple(_make(call) for call in _terms(tree.body))
+            return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"cannot read the method {text!r}; {_EXAMPLE}.") from error
 
@@ -84,12 +97,12 @@ def _terms(node: ast.expr) -> list[ast.expr]:
     return [node, *reversed(terms)]
 
 
-def _make(node: ast.expr) -> Item:
+def _make(node: ast.expr, classes: Mapping[str, type[Any]]) -> Any:
     """One method from `name` or `name(values, field=value)`."""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
         raise ValueError(f"{ast.unparse(node)!r} is no method; {_EXAMPLE}.")
-    cls = _look_up(call.func.id)
+    cls = _look_up(call.func.id, classes)
     names = [field.name for field in fields(cls)]
     if len(call.args) > len(names):
         raise ValueError(f"{cls.__name__} takes {', '.join(names)}; got {len(call.args)} values.")
@@ -102,12 +115,11 @@ def _make(node: ast.expr) -> Item:
     for field in fields(cls):
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{cls.__name__} needs a value for {field.name}.")
-    made: Item = cls(**values)
-    return made
+    return cls(**values)
 
 
-def _look_up(name: str) -> type[Any]:
-    classes = {word.lower(): cls for word, cls in known().items()}
+def _look_up(name: str, known: Mapping[str, type[Any]]) -> type[Any]:
+    classes = {word.lower(): cls for word, cls in known.items()}
     found = classes.get(name.replace("_", "").lower())
     if found is None:
         (nearest,) = difflib.get_close_matches(name.lower(), classes, n=1, cutoff=0.0)
