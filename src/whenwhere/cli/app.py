@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, compare, convert, diagnose, doctor, generate, plan, report, zoo
+from . import bench, compare, convert, diagnose, doctor, generate, language, plan, report, zoo
 from .examples import flowing
 from .failing import ENVIRONMENT_VARIABLE
 
@@ -38,6 +38,7 @@ for name, module in (
 zoo.app.command("convert", help=flowing(convert.command.__doc__), epilog=convert.EXAMPLES)(convert.command)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(diagnose.app, name="diagnose")
+app.add_typer(language.app, name="lm")
 
 
 def main() -> None:

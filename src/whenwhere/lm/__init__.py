@@ -17,6 +17,8 @@
     routed.realised, routed.notes                                   # what the last call selected, by layer
     lm.cost(routed.config, routed.routing, tokens)                  # multiply-adds and cache, next to dense
     lm.cache_bytes(cache)                                           # measured
+    lm.score(routed, ids).perplexity                                # of a text, as in decoding
+    print(lm.trace(routed, tokenizer, "a text"))                    # layers x tokens
 
 In training mode the best tokens of whole texts are selected; in evaluation mode a threshold decides about every token
 by itself, so that losses are those of decoding. `notes[layer].mask` (B, T) is the trace; `Knob(selection=...)` replays
@@ -33,8 +35,10 @@ from .losses import parameter_groups, routing_loss, set_step
 from .mod import MoD
 from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM
 from .routing import Routing
+from .score import Score, score
 from .sdt import SDT
 from .stt import STT
+from .trace import TokenTrace, trace
 from .trainer import StepCallback
 
 __all__ = [
@@ -47,13 +51,17 @@ __all__ = [
     "RoutedLlamaForCausalLM",
     "RoutedQwen2ForCausalLM",
     "Routing",
+    "Score",
     "StepCallback",
+    "TokenTrace",
     "cache_bytes",
     "calibrate",
     "cost",
     "parameter_groups",
     "route",
     "routing_loss",
+    "score",
     "set_step",
+    "trace",
     "turned",
 ]
