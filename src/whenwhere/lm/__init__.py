@@ -19,6 +19,7 @@
     lm.cache_bytes(cache)                                           # measured
     lm.score(routed, ids).perplexity                                # of a text, as in decoding
     print(lm.trace(routed, tokenizer, "a text"))                    # layers x tokens
+    lm.export_onnx(routed, path)                                    # the graph of scoring, for other runtimes
 
 In training mode the best tokens of whole texts are selected; in evaluation mode a threshold decides about every token
 by itself, so that losses are those of decoding. `notes[layer].mask` (B, T) is the trace; `Knob(selection=...)` replays
@@ -34,6 +35,7 @@ from .cost import Cost, cost
 from .losses import parameter_groups, routing_loss, set_step
 from .mod import MoD
 from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM
+from .onnx import export_onnx
 from .routing import Routing
 from .score import Score, score
 from .sdt import SDT
@@ -57,6 +59,7 @@ __all__ = [
     "cache_bytes",
     "calibrate",
     "cost",
+    "export_onnx",
     "parameter_groups",
     "route",
     "routing_loss",

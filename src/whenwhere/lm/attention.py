@@ -16,7 +16,7 @@ Rotary = tuple[Tensor, Tensor]
 
 def take_rotary(rotary: Rotary, index: Tensor) -> Rotary:
     """Cosines and sines (1 or B, T, D) at the tokens (B, k): positions stay the original ones."""
-    cos, sin = (table.expand(len(index), -1, -1) for table in rotary)
+    cos, sin = (table.expand(index.shape[0], -1, -1) for table in rotary)
     return take(cos, index), take(sin, index)
 
 
@@ -42,7 +42,7 @@ def among_selected(chosen: Chosen, attention_mask: Tensor | None) -> Tensor:
 
 def take_rows(allowed: Tensor, index: Tensor) -> Tensor:
     """What the tokens (B, k) may look at: (1 or B, 1, T, S) -> (B, 1, k, S)."""
-    allowed = allowed.expand(len(index), -1, -1, -1)
+    allowed = allowed.expand(index.shape[0], -1, -1, -1)
     return allowed.gather(2, index[:, None, :, None].expand(-1, 1, -1, allowed.shape[3]))
 
 
@@ -94,8 +94,8 @@ class AllKeys:
 
     def update(self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, k, D) of selected tokens -> (B, H, S, D) of all tokens, those in memory included."""
-        marks = torch.zeros(self.stream.shape[:2], dtype=torch.bool, device=self.stream.device)
-        others = marks.scatter(1, self.index, True).sort(dim=1, stable=True).indices
+        marks = self.index.new_zeros(self.stream.shape[:2])
+        others = marks.scatter(1, self.index, 1).sort(dim=1, stable=True).indices
         others = others[:, : self.stream.shape[1] - self.index.shape[1]]
         back = torch.cat([self.index, others], 1).argsort(dim=1)[:, None, :, None]
         more_keys, more_values = self.project(others)

@@ -181,7 +181,7 @@ class Routed(nn.Module):
             done = self.subset.run(stream[rows], one, around.of_rows(rows), rows, len(stream))
             return aside.index_put((rows,), blend(stream[rows], done, gate[rows]).to(aside.dtype)), {}
         before = take(stream, chosen.index)
-        done = self.subset.run(stream, chosen, around, None, len(stream))
+        done = self.subset.run(stream, chosen, around, None, stream.shape[0])
         after = blend(before, done, gate.gather(1, chosen.index))
         if chosen.valid is not None:
             after = torch.where(chosen.valid[..., None], after, take(aside, chosen.index))
