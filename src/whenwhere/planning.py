@@ -15,8 +15,9 @@ from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
 from .position import noise_levels
-from .site import Kind
+from .site import Kind, Site
 from .table import lay
+from .unit import Unit
 
 
 def plan(
@@ -43,20 +44,50 @@ def plan(
     Raises:
         ValueError: unknown name or family, a method that does not fit the model or the number of steps, `steps` < 1.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    denoiser, examples = _denoiser_and_examples(model)
-    anatomy = anatomy or find(denoiser, FAMILIES)
-    methods = tuple(sorted((method.fit(denoiser) for method in methods), key=lambda method: method.innermost))
-    modules = modules_of(denoiser if isinstance(model, str) else model, anatomy, methods)
-    roles = PIPELINES.get(type(model).__name__, anatomy.roles)
-    branches = len(roles) if guidance and _guided(model, denoiser, anatomy) else 1
-    passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
-    for method in methods:
-        method.review(Setting(steps, None if scheduler is None else type(scheduler).__name__))
-    columns = lay(tuple(modules), methods, _steps(steps, branches, passes, scheduler))
-    units = price(modules, examples)
-    return Plan.of("plan", type(denoiser).__name__, methods, tuple(modules), columns, units, images)
+    return Planner(model, steps, guidance, images, scheduler, anatomy).plan(*methods)
+
+
+class Planner:
+    """Plans of many methods for one model and schedule: what its sites cost is learnt once. Arguments as for `plan`."""
+
+    def __init__(
+        self,
+        model: Any,
+        steps: int,
+        guidance: bool = True,
+        images: int = 1,
+        scheduler: Scheduler | None = None,
+        anatomy: Anatomy | None = None,
+    ) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        self._denoiser, self._examples = _denoiser_and_examples(model)
+        self._anatomy = anatomy = anatomy or find(self._denoiser, FAMILIES)
+        self._pipe = self._denoiser if isinstance(model, str) else model
+        self._images, self._setting = images, Setting(steps, None if scheduler is None else type(scheduler).__name__)
+        roles = PIPELINES.get(type(model).__name__, anatomy.roles)
+        branches = len(roles) if guidance and _guided(model, self._denoiser, anatomy) else 1
+        passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
+        self._steps = _steps(steps, branches, passes, scheduler)
+        self._units: dict[tuple[Site, ...], list[Unit]] = {}  # of the sites that some methods ask about
+
+    def plan(self, *methods: Method) -> Plan:
+        """What methods will do and cost.
+
+        Raises:
+            ValueError: a method does not fit the model or the number of steps.
+        """
+        fitted = (method.fit(self._denoiser) for method in methods)
+        ordered = tuple(sorted(fitted, key=lambda method: method.innermost))
+        modules = modules_of(self._pipe, self._anatomy, ordered)
+        for method in ordered:
+            method.review(self._setting)
+        sites = tuple(modules)
+        columns = lay(sites, ordered, self._steps)
+        if sites not in self._units:
+            self._units[sites] = price(modules, self._examples)
+        model = type(self._denoiser).__name__
+        return Plan.of("plan", model, ordered, sites, columns, self._units[sites], self._images)
 
 
 def _denoiser_and_examples(model: Any) -> tuple[nn.Module, dict[Kind, dict[str, Any]]]:
