@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from .attach import Attachment, attach
+from .bench.choice import Choice, load_choice
 from .calibration import Calibration, calibrate
 from .guidance import NAG, NASA, VSF
 from .method import Method
@@ -36,6 +37,7 @@ __all__ = [
     "Attachment",
     "BlockCaching",
     "Calibration",
+    "Choice",
     "CrossAttentionFreeze",
     "DeepCache",
     "DeltaDiT",
@@ -53,6 +55,7 @@ __all__ = [
     "Upstream",
     "attach",
     "calibrate",
+    "load_choice",
     "plan",
 ]
 

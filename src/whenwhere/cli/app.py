@@ -2,7 +2,7 @@
 
 import typer
 
-from . import bench, compare, convert, diagnose, doctor, generate, language, plan, report, zoo
+from . import bench, compare, convert, diagnose, doctor, generate, language, plan, report, tune, zoo
 from .examples import flowing
 from .failing import ENVIRONMENT_VARIABLE
 
@@ -13,7 +13,8 @@ app = typer.Typer(
         "A method (T-GATE, DeepCache, ...) makes a decision at every site of a model and every step of a generation: "
         "compute, reuse, skip. [bold]plan[/bold] prints the decisions and their cost before anything runs, "
         "[bold]compare[/bold] runs a model with and without them, [bold]bench[/bold] measures on many prompts and "
-        "[bold]report[/bold] makes a page of that, [bold]generate[/bold] draws, [bold]zoo[/bold] shows "
+        "[bold]report[/bold] makes a page of that, [bold]tune[/bold] searches for what fits a wish, "
+        "[bold]generate[/bold] draws, [bold]zoo[/bold] shows "
         "the models that come with the library."
     ),
     epilog=(
@@ -33,6 +34,7 @@ for name, module in (
     ("bench", bench),
     ("report", report),
     ("doctor", doctor),
+    ("tune", tune),
 ):
     app.command(name, help=flowing(module.command.__doc__), epilog=module.EXAMPLES)(module.command)
 zoo.app.command("convert", help=flowing(convert.command.__doc__), epilog=convert.EXAMPLES)(convert.command)
