@@ -15,6 +15,8 @@
 
     with lm.turned(routed, lm.Knob(capacity=0.3)): ...              # or routed.knob = lm.Knob(...)
     routed.realised, routed.notes                                   # what the last call selected, by layer
+    lm.router_metrics(routed)                                       # and how well routers and students did
+    with lm.watched(routed): ...                                    # collapsed routers warn, what is no number raises
     lm.cost(routed.config, routed.routing, tokens)                  # multiply-adds and cache, next to dense
     lm.cache_bytes(cache)                                           # measured
     lm.score(routed, ids).perplexity                                # of a text, as in decoding
@@ -42,6 +44,7 @@ from .sdt import SDT
 from .stt import STT
 from .trace import TokenTrace, trace
 from .trainer import StepCallback
+from .watch import router_metrics, watched
 
 __all__ = [
     "SDT",
@@ -62,9 +65,11 @@ __all__ = [
     "export_onnx",
     "parameter_groups",
     "route",
+    "router_metrics",
     "routing_loss",
     "score",
     "set_step",
     "trace",
     "turned",
+    "watched",
 ]
