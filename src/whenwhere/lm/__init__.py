@@ -21,6 +21,7 @@
     lm.cache_bytes(cache)                                           # measured
     lm.score(routed, ids).perplexity                                # of a text, as in decoding
     print(lm.trace(routed, tokenizer, "a text"))                    # layers x tokens
+    lm.route_vision(vit, lm.SDT(surprise="relative"))               # the same surprise in a vision Transformer
     lm.export_onnx(routed, path)                                    # the graph of scoring, for other runtimes
 
 In training mode the best tokens of whole texts are selected; in evaluation mode a threshold decides about every token
@@ -44,6 +45,7 @@ from .sdt import SDT
 from .stt import STT
 from .trace import TokenTrace, trace
 from .trainer import StepCallback
+from .vision import route_vision
 from .watch import router_metrics, watched
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "export_onnx",
     "parameter_groups",
     "route",
+    "route_vision",
     "router_metrics",
     "routing_loss",
     "score",
