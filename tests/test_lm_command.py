@@ -161,6 +161,40 @@ def test_calibration_writes_a_model_whose_thresholds_hold(models):
     assert row["realised"] == pytest.approx(0.5, abs=0.15)
 
 
+def test_training_the_routers_leaves_the_language_model_as_it_was(models):
+    from transformers import AutoModelForCausalLM
+
+    text = ("--text", models / "text.txt", "--context", 20, "--batch", 2)
+    found = json.loads(
+        succeed(
+            "train",
+            models / "dense",
+            "-M",
+            "stt",
+            *text,
+            "--routers",
+            "--budget",
+            60,
+            "--steps",
+            3,
+            "-o",
+            "run",
+            "--json",
+        )
+    )
+    assert (found["steps"], found["tokens"]) == (3, 120)
+    before = AutoModelForCausalLM.from_pretrained(models / "dense").state_dict()
+    after = AutoModelForCausalLM.from_pretrained("run/model").state_dict()
+    for name, tensor in before.items():
+        place = (
+            name
+            if name in after
+            else name.replace("layers.1.", "layers.1.layer.").replace("layers.3.", "layers.3.layer.")
+        )
+        assert torch.equal(after[place], tensor), name
+    succeed("eval", "run/model", *text[:4], "--capacity", 0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -176,6 +210,7 @@ def test_calibration_writes_a_model_whose_thresholds_hold(models):
         (("generate", "w1", "-m", "{}/dense", "--speed", "0.5"), "--speed needs a routed model, and this one is dense"),
         (("eval", "{}/dense", "--text", "no.txt"), "no.txt is no file"),
         (("calibrate", "{}/dense", "--text", "{}/text.txt", "-o", "x"), "is dense, and has no scores to calibrate"),
+        (("train", "{}/dense", "--text", "{}/text.txt", "-o", "x", "--budget", "9", "--routers"), "and has no routers"),
         (("fetch", "smollm2", "-o", "x", "--gguf", "no.gguf"), "no.gguf is no file"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import lm_calibrate, lm_eval, lm_fetch, lm_generate, lm_trace
+from . import lm_calibrate, lm_eval, lm_fetch, lm_generate, lm_trace, lm_train
 from .examples import flowing
 
 app = typer.Typer(
@@ -12,6 +12,7 @@ app = typer.Typer(
 for name, module in (
     ("trace", lm_trace),
     ("generate", lm_generate),
+    ("train", lm_train),
     ("eval", lm_eval),
     ("calibrate", lm_calibrate),
     ("fetch", lm_fetch),
