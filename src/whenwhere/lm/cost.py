@@ -41,26 +41,29 @@ def cost(config: Any, routing: Routing | None, tokens: int, teacher: bool = Fals
     """
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     width, size = config.hidden_size, getattr(config, "head_dim", None) or config.hidden_size // heads
-    linear = 2 * width * heads * size + 2 * width * shared * size + 3 * width * config.intermediate_size
+    projections = 2 * width * heads * size + 2 * width * shared * size
+    network = 3 * width * config.intermediate_size
     product = 2 * heads * size  # per query and visible key
     count = config.num_hidden_layers
     pairs = tokens * (tokens + 1) // 2
     routed = () if routing is None else routing.layers(count)
-    macs = (count - len(routed)) * (tokens * linear + pairs * product)
+    macs = (count - len(routed)) * (tokens * (projections + network) + pairs * product)
     attention, entries = (count - len(routed)) * pairs * product, (count - len(routed)) * tokens
     for capacity in () if routing is None else routing.capacities(count):
         assert routing is not None
-        run = budget(capacity, tokens)
-        every = routing.kv_scope == "all"
+        run, attends = budget(capacity, tokens), routing.scope != "mlp"
+        every, asking = routing.kv_scope == "all" or not attends, run if attends else tokens
+        thinking = tokens if routing.scope == "attention" else run
         # selected tokens lie anywhere; on average each sees as many of all tokens as the middle one does
-        seen = run * (tokens + 1) // 2 if every else run * (run + 1) // 2
-        own = run * linear + seen * product + ((tokens - run) * 2 * width * shared * size if every else 0)
-        macs += own + tokens * _router(routing, width, teacher)
+        seen = asking * ((tokens if every else asking) + 1) // 2
+        own = asking * projections + every * (tokens - asking) * 2 * width * shared * size + thinking * network
+        macs += own + seen * product + tokens * _router(routing, width, teacher)
         attention += seen * product
         entries += tokens if every else run
         if teacher and hasattr(routing, "teacher_grad"):
-            macs += tokens * linear + pairs * product
-            attention += pairs * product
+            whole = attends * (tokens * projections + pairs * product)
+            macs += whole + (routing.scope != "attention") * tokens * network
+            attention += attends * pairs * product
     return Cost(macs, attention, entries, entries * 2 * shared * size * number_bytes)
 
 

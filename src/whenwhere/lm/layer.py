@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..tokens import put, take
-from .attention import (
-    Rotary,
-)
+from .attention import Rotary
 from .cache import routed_layer
 from .call import Call, Note, of_layer
 from .gates import blend, weight
+from .halves import AttentionHalf, Network
 from .networks import Imitator
 from .routing import Look, Routing
 from .select import Chosen, everything, in_place, of_mask, top_k
@@ -70,9 +69,10 @@ class Routed(nn.Module):
         call = routing_call
         memory = routed_layer(past_key_values, self.index, self.routing.kv_scope)
         around = Around(attention_mask, position_embeddings, memory, call.past, more)
-        earlier = call.entering[self.index - 1] if self.router.looks_back else hidden_states
         keep = None if attention_mask is None else call.keep
-        tokens = Tokens(hidden_states, earlier, keep, call.rank, None if memory is None else memory.memory)
+        stream = self._attended(hidden_states, keep, around) if self.routing.scope == "mlp" else hidden_states
+        earlier = call.entering[self.index - 1] if self.router.looks_back else stream
+        tokens = Tokens(stream, earlier, keep, call.rank, None if memory is None else memory.memory)
         look = self._look(call, tokens, around)
         logits = self._imitate(call, tokens)
         chosen = self._choose(call, look, logits, tokens)
@@ -82,12 +82,20 @@ class Routed(nn.Module):
         found = (None, None, {}) if look is None else (look.score.detach(), look.gate.detach(), look.details)
         note = Note(chosen.mask, found[0], None if logits is None else logits.detach(), found[1], losses, found[2])
         call.notes[self.index] = note
-        return output
+        return Network(self.layer).forward(output) if self.routing.scope == "attention" else output
 
     @property
-    def subset(self) -> Subset:
-        """The layer, on selected tokens."""
-        return Subset(self.layer, self.routing.kv_scope)
+    def subset(self) -> Subset | Network:
+        """What is routed of the layer, on selected tokens."""
+        if self.routing.scope == "mlp":
+            return Network(self.layer)
+        block = self.layer if self.routing.scope == "block" else AttentionHalf(self.layer)
+        return Subset(block, self.routing.kv_scope)
+
+    def _attended(self, stream: Tensor, keep: Tensor | None, around: Around) -> Tensor:
+        """The stream behind the attention of all tokens that are no padding."""
+        chosen = everything(stream[..., 0]) if keep is None else in_place(keep)
+        return Subset(AttentionHalf(self.layer), "selected").run(stream, chosen, around, None, stream.shape[0])
 
     def _look(self, call: Call, tokens: Tokens, around: Around) -> Look | None:
         """Ask the router, where it is needed: to select, to weigh, or to learn."""

@@ -17,6 +17,7 @@ from .networks import Guess, Student
 from .select import as_fraction
 from .tokens import Tokens
 
+Scope = Literal["block", "attention", "mlp"]
 KVScope = Literal["selected", "all", "reuse"]
 DecodeRouting = Literal["router", "student", "all", "none"]
 PrefillRouting = Literal["threshold", "topk"]
@@ -35,6 +36,8 @@ class Routing(ABC):
             ("ste"), or 1 without any ("hard").
         always_run: places in the text that are always selected, counted in k; "first" is (0,). The first token is an
             anchor of attention in pretrained models.
+        scope: what is routed: the whole "block", or its "attention" or "mlp" alone while the other half processes all
+            tokens. The change of a token is then that of the half, and the stream in front of it is what is scored.
         kv_scope: whose keys and values a routed layer has: those of "selected" tokens, of "all" tokens, or those of
             selected ones, where a skipped token stands for another look at the last selected one ("reuse").
         student: the network that imitates the router, for decoding; "none" builds nothing.
@@ -52,6 +55,7 @@ class Routing(ABC):
     routed_layers: tuple[int, ...] = ()
     gate: Gate = "ste"
     always_run: tuple[int, ...] | Literal["first"] = ()
+    scope: Scope = "block"
     kv_scope: KVScope = "selected"
     student: Student = "mlp"
     student_weight: float = 0.01
@@ -63,6 +67,7 @@ class Routing(ABC):
 
     def __post_init__(self) -> None:
         one_of("gate", self.gate, self.gates)
+        one_of("scope", self.scope, ("block", "attention", "mlp"))
         one_of("kv_scope", self.kv_scope, ("selected", "all", "reuse"))
         one_of("student", self.student, ("none", "mlp", "linear2"))
         one_of("decode_routing", self.decode_routing, ("router", "student", "all", "none"))
@@ -73,6 +78,8 @@ class Routing(ABC):
         for name, value in asdict(self).items():
             if name.endswith("_weight") and value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.scope == "mlp" and self.kv_scope != "selected":
+            raise ValueError(f"scope='mlp' routes no keys and values; leave out kv_scope={self.kv_scope!r}.")
         if self.decode_routing == "student" and self.student == "none":
             raise ValueError("decode_routing='student' needs a student; set student='mlp' or 'linear2'.")
         if self.student != "none" and not self.student_weight:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tokens import take
 from .attention import (
@@ -54,11 +54,11 @@ class Subset:
     """A decoder layer that runs on selected tokens.
 
     Attributes:
-        layer: of a Llama-like model.
+        layer: of a Llama-like model, or its attention.
         scope: whose keys and values they attend to.
     """
 
-    layer: nn.Module
+    layer: Any
     scope: KVScope
 
     def run(self, stream: Tensor, chosen: Chosen, around: Around, rows: Tensor | None, batch: int) -> Tensor:
