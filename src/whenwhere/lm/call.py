@@ -23,20 +23,27 @@ class Knob:
         capacity: the share of tokens, in (0, 1]; for all routed layers, or by layer.
         threshold: of the scores, or of the student's logits, in place of a capacity.
         selection: by layer, the tokens (B, T) that shall run, whatever anybody says.
+        steer: η, at least 0, in units of the score. After every token a sequence moves its own threshold by
+            η (1 - γ) if the token ran, else by -η γ, so that the share of tokens that run tends to the capacity.
 
     Raises:
-        ValueError: something is out of range, or both capacity and threshold are given.
+        ValueError: something is out of range, or both capacity and threshold are given, or both threshold and steer.
     """
 
     policy: Policy = "auto"
     capacity: PerLayer | None = None
     threshold: PerLayer | None = None
     selection: Mapping[int, Tensor] = field(default_factory=dict)
+    steer: float = 0.0
 
     def __post_init__(self) -> None:
         one_of("policy", self.policy, ("auto", "topk", "router", "student", "all", "none"))
         if self.capacity is not None and self.threshold is not None:
             raise ValueError("a threshold is a capacity in other units: give one of both.")
+        if self.steer < 0:
+            raise ValueError(f"steer must be at least 0, got {self.steer}")
+        if self.steer and self.threshold is not None:
+            raise ValueError("steer moves thresholds towards a capacity; give no threshold with it.")
         shares = self.capacity.values() if isinstance(self.capacity, Mapping) else (self.capacity,)
         for share in shares:
             if share is not None and not 0 < share <= 1:

@@ -5,6 +5,7 @@ Its forward is upstream's, unchanged; what a call selects travels with the argum
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ class RoutedCausalLM:
         asked = (policy, capacity, threshold, speed)
         turned = self.knob if asked == (None,) * 4 else knob(*asked)
         if selection is not None:
-            turned = Knob(turned.policy, turned.capacity, turned.threshold, selection)
+            turned = replace(turned, selection=selection)
         entering = input_ids if input_ids is not None else inputs_embeds
         if entering is None:
             raise ValueError("give input_ids or inputs_embeds.")

@@ -14,7 +14,7 @@ from .gates import blend, weight
 from .halves import AttentionHalf, Network
 from .networks import Imitator
 from .routing import Look, Routing
-from .select import Chosen, everything, in_place, of_mask, top_k
+from .select import Chosen, everything, in_place, of_mask, steered, top_k
 from .subset import Around, Subset
 from .tokens import Tokens, mean_over
 
@@ -137,12 +137,24 @@ class Routed(nn.Module):
         else:
             scores = logits if call.policy == "student" else None if look is None else look.score
             assert scores is not None
-            mask = scores >= (self.threshold(call) if call.policy != "topk" or dynamic is None else dynamic)
-            mask = mask if always is None else mask | always
+            threshold = self.threshold(call) if call.policy != "topk" or dynamic is None else dynamic
+            if call.knob.steer and not call.training:
+                mask = self._steered(call, scores - threshold, always, tokens)
+            else:
+                mask = scores >= threshold
+                mask = mask if always is None else mask | always
         if call.policy == "all" and keep is None and given is None:
             return everything(mask)
         mask = mask if keep is None else mask & keep
         return in_place(mask) if call.training or self.routing.decode_compute == "masked" else of_mask(mask)
+
+    def _steered(self, call: Call, over: Tensor, always: Tensor | None, tokens: Tokens) -> Tensor:
+        """Which tokens reach thresholds that follow the budget; how far they moved is remembered."""
+        memory = {} if tokens.memory is None else tokens.memory
+        drift = memory.get("drift", torch.zeros_like(over[:, 0]))
+        capacity = of_layer(call.knob.capacity, self.index) or self.capacity
+        mask, memory["drift"] = steered(over, call.knob.steer, capacity, tokens.keep, always, drift)
+        return mask
 
     def threshold(self, call: Call) -> Tensor | float:
         """θ in this call.

@@ -89,6 +89,31 @@ def of_mask(mask: Tensor) -> Chosen:
     return Chosen(index, None if even else mask.gather(1, index), mask)
 
 
+def steered(
+    over: Tensor, rate: float, capacity: float, keep: Tensor | None, always: Tensor | None, drift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Select by thresholds that follow a budget: θ <- θ + η (run - γ) after every token, for every sequence by itself.
+
+    Args:
+        over: (B, T), the score above the threshold that the calibration gave.
+        rate, capacity: η and γ.
+        keep: (B, T), False at padding, which is neither selected nor counted; or `None`.
+        always: (B, T), True where a token is selected anyway; or `None`.
+        drift: (B,), how far the thresholds had moved before.
+
+    Returns:
+        the selection (B, T), and how far the thresholds have moved (B,).
+    """
+    kept = torch.ones_like(over, dtype=torch.bool) if keep is None else keep
+    chosen = []
+    for place in range(over.shape[1]):
+        run = over[:, place] >= drift
+        run = (run if always is None else run | always[:, place]) & kept[:, place]
+        drift = drift + rate * (run.float() - capacity) * kept[:, place]
+        chosen.append(run)
+    return torch.stack(chosen, 1), drift
+
+
 def in_place(mask: Tensor) -> Chosen:
     """The tokens of a mask (B, T) with a place for every token: nothing depends on the data, and nothing is saved."""
     index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
