@@ -6,6 +6,7 @@ from types import ModuleType
 from .attach import Attachment, attach
 from .bench.choice import Choice, load_choice
 from .calibration import Calibration, calibrate
+from .compiling import compile_inside
 from .guidance import NAG, NASA, VSF
 from .method import Method
 from .methods import (
@@ -55,6 +56,7 @@ __all__ = [
     "Upstream",
     "attach",
     "calibrate",
+    "compile_inside",
     "load_choice",
     "plan",
 ]
