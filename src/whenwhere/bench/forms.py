@@ -145,4 +145,4 @@ def _of_transformers(gate: Whole, every: Whole, steps: int, blocks: int) -> Iter
         "interval",
     )
     both = "tgate(gate_step={gate},sp_interval=1,warm_up=0)+fora(interval={interval},branches=('mlp','self-attention'))"
-    yield Form("T-GATE + FORA", both, (gate, every), {"interval": 3}, "gate")
+    yield Form("T-GATE + FORA", both, (gate, every), {"interval": 3}, "gate", False)
