@@ -32,7 +32,6 @@ one.
 from .cache import cache_bytes
 from .calibrate import calibrate
 from .call import Knob, Note
-from .causal import turned
 from .convert import route
 from .cost import Cost, cost
 from .losses import parameter_groups, routing_loss, set_step
@@ -47,6 +46,7 @@ from .trace import TokenTrace, trace
 from .trainer import StepCallback
 from .vision import route_vision
 from .watch import router_metrics, watched
+from .within import turned
 
 __all__ = [
     "SDT",

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .causal import find
 from .layer import QUANTILES
+from .within import find
 
 
 def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) -> dict[int, Tensor]:

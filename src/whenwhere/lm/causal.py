@@ -3,8 +3,7 @@
 Its forward is upstream's, unchanged; what a call selects travels with the arguments that upstream hands to every layer.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,9 @@ from torch import Tensor, nn
 from .call import Call, Knob, Note, PerLayer, Policy, knob, places
 from .layer import Routed
 from .losses import share_of_update, total
-from .mod import MoD
+from .methods import check_layers, read_routing
+from .policy import decide
 from .routing import Routing
-from .sdt import SDT
-from .stt import STT
-
-METHODS: Mapping[str, type[Routing]] = {"MoD": MoD, "SDT": SDT, "STT": STT}
-_IMPLEMENTATIONS = ("eager", "sdpa")
 
 
 class RoutedCausalLM:
@@ -129,7 +124,7 @@ class RoutedCausalLM:
         if past_key_values is None and use_cache is None and (training or labels is not None):
             use_cache = False  # nothing follows a text that is scored
         caching = past_key_values is not None or (self.config.use_cache if use_cache is None else use_cache)
-        chosen = self._policy(turned, training, caching, past)
+        chosen = decide(self, turned, caching, past)
         rows, count = entering.shape[:2]
         keep, rank = places((rows, count), past, attention_mask, position_ids, entering.device)
         call = Call(chosen, turned, training, self.config.routing_calibrated, keep, rank, past)
@@ -154,42 +149,6 @@ class RoutedCausalLM:
             output["loss"] = output["loss"] + added.to(output["loss"].device)
         return output
 
-    def _policy(self, asked: Knob, training: bool, caching: bool, past: int) -> Policy:
-        """Who selects in this call.
-
-        Raises:
-            ValueError: the best of a text are asked for when only its end is at hand, or there is nobody to decide.
-        """
-        routing = self.routing
-        implementation = self.config._attn_implementation
-        if implementation not in _IMPLEMENTATIONS:
-            raise ValueError(
-                f"routed layers need attention in {_IMPLEMENTATIONS}, which take masks; got {implementation!r}."
-            )
-        if training and caching:
-            raise ValueError("training goes over whole texts; give no past_key_values, and no use_cache=True.")
-        scheduled = getattr(routing, "beta_mode", "learned") == "scheduled"
-        if training and scheduled and not self.stepped:
-            raise ValueError("beta_mode='scheduled' needs to know the step: whenwhere.lm.set_step(model, step, steps).")
-        policy = asked.policy
-        if policy == "auto":
-            first = caching and not past and routing.prefill_routing == "topk"
-            policy = "topk" if training or first else routing.decode_routing
-        if policy == "topk" and past:
-            raise ValueError(
-                "policy='topk' compares all tokens of a text; after a cached beginning only its end is here."
-            )
-        if policy == "student":
-            self._check_student()
-        return policy
-
-    def _check_student(self) -> None:
-        students = [layer.student for layer in self.routed]
-        if any(student is None for student in students):
-            raise ValueError("policy='student' needs a student; route with student='mlp' or 'linear2' and train it.")
-        if not self.config.routing_calibrated and not all(bool(s.trained) for s in students if s is not None):
-            raise ValueError("the student was never trained; train the routed model, or use another policy.")
-
     def init_continuous_batching(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refused.
 
@@ -199,52 +158,6 @@ class RoutedCausalLM:
         raise NotImplementedError(
             "continuous batching pages keys by position; routed layers have fewer. Use generate()."
         )
-
-
-def read_routing(data: Mapping[str, Any]) -> Routing:
-    """The method that a configuration names.
-
-    Raises:
-        ValueError: this version does not know it, or some of its settings.
-    """
-    if data["method"] not in METHODS:
-        raise ValueError(f"unknown method {data['method']!r} in config.routing; known: {', '.join(METHODS)}.")
-    return METHODS[data["method"]].from_dict(data)
-
-
-def check_layers(config: Any, indices: tuple[int, ...]) -> None:
-    """Refuse layers that do not attend to the whole text.
-
-    Raises:
-        ValueError: one of them does not.
-    """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    for index in indices:
-        if kinds[index] != "full_attention":
-            raise ValueError(f"layer {index} has {kinds[index]}; routing is defined for full attention only.")
-
-
-def find(model: nn.Module) -> Any:
-    """The routed model within a model, which adapters or parallel wrappers may surround.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for module in model.modules():
-        if isinstance(module, RoutedCausalLM):
-            return module
-    raise ValueError(f"{type(model).__name__} is not routed; see whenwhere.lm.route.")
-
-
-@contextmanager
-def turned(model: nn.Module, setting: Knob) -> Iterator[None]:
-    """Within this context the knob stands so, for every call that asks for nothing else."""
-    routed = find(model)
-    before, routed.knob = routed.knob, setting
-    try:
-        yield
-    finally:
-        routed.knob = before
 
 
 class _Enters:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .causal import RoutedCausalLM, check_layers
+from .causal import RoutedCausalLM
 from .layer import Routed
+from .methods import check_layers
 from .models import FAMILIES
 from .routing import Routing
 

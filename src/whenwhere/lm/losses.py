@@ -52,7 +52,7 @@ def routing_loss(model: nn.Module) -> Tensor:
     Raises:
         ValueError: there was no call in training mode.
     """
-    from .causal import find
+    from .within import find
 
     routed = find(model)
     if routed.call is None or not routed.call.training:
@@ -66,7 +66,7 @@ def set_step(model: nn.Module, step: int, steps: int) -> None:
     Raises:
         ValueError: the step is out of range.
     """
-    from .causal import find
+    from .within import find
 
     if not 0 <= step <= steps:
         raise ValueError(f"step must be in 0 ... {steps}, got {step}")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .causal import find
 from .select import as_fraction
+from .within import find
 
 
 class Scoring(nn.Module):

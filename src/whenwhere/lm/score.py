@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .call import Knob
-from .causal import RoutedCausalLM, turned
+from .causal import RoutedCausalLM
+from .within import turned
 
 Choose = Callable[[Tensor], Knob]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .call import Knob
-from .causal import find, turned
+from .within import find, turned
 
 COMPUTED, SKIPPED = "#", "."
 

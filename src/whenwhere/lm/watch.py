@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .call import Note
-from .causal import find
+from .within import find
 
 ENOUGH = 200  # tokens from which on a share of 1 % can be told from none
 
