@@ -218,6 +218,11 @@ def test_mistakes_are_one_line(models, arguments, said):
     assert said in fail(*(argument.format(models) for argument in arguments))
 
 
+@pytest.mark.parametrize("command", ["trace", "generate", "train", "eval", "calibrate", "fetch"])
+def test_help_teaches_by_examples(command):
+    assert f"whenwhere lm {command} " in succeed(command, "--help").split("Examples")[1]
+
+
 def test_fetching_says_how_to_install_what_is_missing(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
