@@ -46,9 +46,14 @@ def take_rows(allowed: Tensor, index: Tensor) -> Tensor:
     return allowed.gather(2, index[:, None, :, None].expand(-1, 1, -1, allowed.shape[3]))
 
 
-def among_keys(position: Tensor, keys: Keys) -> Tensor:
-    """Tokens at positions (B, k) look at the keys of earlier ones: (B, 1, k, S). One that finds none looks anywhere."""
+def among_keys(position: Tensor, keys: Keys, window: int = 0) -> Tensor:
+    """Tokens at positions (B, k) look at the keys of earlier ones: (B, 1, k, S). One that finds none looks anywhere.
+
+    With a window they look at so many of the last ones, their own included.
+    """
     allowed = (keys.filled[:, None, :] & (keys.position[:, None, :] <= position[:, :, None]))[:, None]
+    if window:
+        allowed = allowed & (allowed.sum(-1, keepdim=True) - allowed.cumsum(-1) < window)
     return allowed | ~allowed.any(-1, keepdim=True)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .routing import KVScope
+from .routing import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,18 @@ class RoutedLayer(CacheLayerMixin):  # type: ignore[misc]
         position: (B, S), the tokens' places in the text.
         count: (B,), how many slots of a sequence are filled, from the front.
         memory: what routers remember, each (B, ...).
+
+    Args:
+        routing: the method, which says whose entries there are, and how many at most.
     """
 
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, scope: KVScope = "selected") -> None:
+    def __init__(self, routing: Routing) -> None:
         super().__init__()
-        self.scope = scope
+        self.scope = routing.kv_scope
+        self.slots, self.overflow = routing.cache_slots, routing.cache_overflow
         self.reset()
 
     def reset(self) -> None:
@@ -64,6 +68,9 @@ class RoutedLayer(CacheLayerMixin):  # type: ignore[misc]
 
         Returns:
             the keys of these sequences, the new ones included.
+
+        Raises:
+            ValueError: there is no room, and that is an error.
         """
         count = position.new_zeros(batch) if self.count is None else self.count
         held = position.new_zeros(batch, 0) if self.position is None else self.position
@@ -76,6 +83,11 @@ class RoutedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._taken = row
         self.count = count.index_add(0, among, marks.sum(1))
         length = int(self.count.max())
+        if self.slots and length > self.slots and self.overflow == "error":
+            raise ValueError(
+                f"a routed layer needs {length} cache entries, and cache_slots={self.slots}; give more, or set "
+                "cache_overflow='force_skip' or 'evict_oldest'."
+            )
         held = pad(held, (0, length - held.shape[1]))
         self.position = held.index_put(self._slots[:2], position[row, place])
         filled = torch.arange(length, device=position.device) < self.count[:, None]
@@ -97,7 +109,37 @@ class RoutedLayer(CacheLayerMixin):  # type: ignore[misc]
         assert self.values is not None
         self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
         rows, self._slots = self._rows, None
-        return (self.keys, self.values) if rows is None else (self.keys[rows], self.values[rows])
+        found = (self.keys, self.values) if rows is None else (self.keys[rows], self.values[rows])
+        if self.window:
+            self._evict()
+        return found
+
+    @property
+    def window(self) -> int:
+        """How many of the last entries a token sees, its own included; 0 for all, as long as there is room."""
+        full = self.overflow == "evict_oldest" and self.position is not None and self.position.shape[1] > self.slots
+        return self.slots if full else 0
+
+    def room(self, mask: Tensor) -> Tensor:
+        """Those of the selected tokens (B, T) for which there is room, where tokens are skipped otherwise."""
+        if not self.slots or self.overflow != "force_skip":
+            return mask
+        held = mask.new_zeros(len(mask), dtype=torch.long) if self.count is None else self.count
+        return mask & (held[:, None] + mask.cumsum(1) <= self.slots)
+
+    def _evict(self) -> None:
+        """Keep the last entries of every sequence."""
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.position is not None
+        assert self.count is not None
+        over = (self.count - self.slots).clamp(min=0)
+        index = over[:, None] + torch.arange(self.slots, device=over.device)  # (B, slots)
+        index = index.clamp(max=self.position.shape[1] - 1)
+        deep = index[:, None, :, None]
+        self.keys = self.keys.gather(2, deep.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
+        self.values = self.values.gather(2, deep.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
+        self.position, self.count = self.position.gather(1, index), self.count - over
 
     def _written(self, held: Tensor, new: Tensor) -> Tensor:
         assert self._slots is not None
@@ -161,7 +203,7 @@ class RoutedLayer(CacheLayerMixin):  # type: ignore[misc]
         raise NotImplementedError("a routed layer cannot be offloaded; use the default cache.")
 
 
-def routed_layer(cache: Cache | None, layer: int, scope: KVScope) -> RoutedLayer | None:
+def routed_layer(cache: Cache | None, layer: int, routing: Routing) -> RoutedLayer | None:
     """The layer of a cache as a routed one, which takes the place of an unused ordinary one.
 
     Raises:
@@ -180,7 +222,7 @@ def routed_layer(cache: Cache | None, layer: int, scope: KVScope) -> RoutedLayer
         )
     if found.get_seq_length():
         raise ValueError("the cache was filled by a model without routing; begin with an empty one.")
-    routed = RoutedLayer(scope)
+    routed = RoutedLayer(routing)
     cache.layers[layer] = routed
     return routed
 

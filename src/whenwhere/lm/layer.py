@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..tokens import put, take
 from .attention import Rotary
-from .cache import routed_layer
+from .cache import RoutedLayer, routed_layer
 from .call import Call, Note, of_layer
 from .gates import blend, weight
 from .halves import AttentionHalf, Network
@@ -67,7 +67,7 @@ class Routed(nn.Module):
         if routing_call is None or position_embeddings is None:
             raise TypeError("a routed layer runs within its causal language model; call that, not its parts.")
         call = routing_call
-        memory = routed_layer(past_key_values, self.index, self.routing.kv_scope)
+        memory = routed_layer(past_key_values, self.index, self.routing)
         around = Around(attention_mask, position_embeddings, memory, call.past, more)
         keep = None if attention_mask is None else call.keep
         stream = self._attended(hidden_states, keep, around) if self.routing.scope == "mlp" else hidden_states
@@ -75,7 +75,7 @@ class Routed(nn.Module):
         tokens = Tokens(stream, earlier, keep, call.rank, None if memory is None else memory.memory)
         look = self._look(call, tokens, around)
         logits = self._imitate(call, tokens)
-        chosen = self._choose(call, look, logits, tokens)
+        chosen = self._choose(call, look, logits, tokens, memory)
         output, losses = self._output(call, tokens, look, chosen, around)
         if call.training:
             losses |= self._losses(look, logits, chosen, keep)
@@ -122,7 +122,9 @@ class Routed(nn.Module):
         logits: Tensor = self.student(entering, before)
         return logits
 
-    def _choose(self, call: Call, look: Look | None, logits: Tensor | None, tokens: Tokens) -> Chosen:
+    def _choose(
+        self, call: Call, look: Look | None, logits: Tensor | None, tokens: Tokens, memory: RoutedLayer | None
+    ) -> Chosen:
         shape, keep = tokens.stream[..., 0], tokens.keep
         always = self.routing.always(tokens)
         given = call.knob.selection.get(self.index)
@@ -131,7 +133,9 @@ class Routed(nn.Module):
             mask = given.to(device=shape.device, dtype=torch.bool).expand_as(shape)
         elif call.policy == "topk" and dynamic is None:
             assert look is not None
-            return top_k(look.score, of_layer(call.knob.capacity, self.index) or self.capacity, keep, always)
+            found = top_k(look.score, of_layer(call.knob.capacity, self.index) or self.capacity, keep, always)
+            room = found.mask if memory is None else memory.room(found.mask)
+            return found if room is found.mask else of_mask(room)
         elif call.policy in ("all", "none"):
             mask = torch.full_like(shape, call.policy == "all", dtype=torch.bool)
         else:
@@ -143,9 +147,10 @@ class Routed(nn.Module):
             else:
                 mask = scores >= threshold
                 mask = mask if always is None else mask | always
-        if call.policy == "all" and keep is None and given is None:
+        if call.policy == "all" and keep is None and given is None and not self.routing.cache_slots:
             return everything(mask)
         mask = mask if keep is None else mask & keep
+        mask = mask if memory is None else memory.room(mask)
         return in_place(mask) if call.training or self.routing.decode_compute == "masked" else of_mask(mask)
 
     def _steered(self, call: Call, over: Tensor, always: Tensor | None, tokens: Tokens) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from ..ranges import one_of
+from ..ranges import at_least, one_of
 from .gates import GATES, Gate
 from .networks import Guess, Student
 from .select import as_fraction
 from .tokens import Tokens
 
 Scope = Literal["block", "attention", "mlp"]
+CacheOverflow = Literal["error", "force_skip", "evict_oldest"]
 KVScope = Literal["selected", "all", "reuse"]
 DecodeRouting = Literal["router", "student", "all", "none"]
 PrefillRouting = Literal["threshold", "topk"]
@@ -46,6 +47,9 @@ class Routing(ABC):
         prefill_routing: whether a prompt is routed as in decoding, by "threshold", or by "topk" over all of it.
         decode_compute: how tokens of a step are processed: all or nothing ("branch"), only the sequences that
             need it ("gather"), or always everything ("masked", whose shapes do not depend on the data).
+        cache_slots: how many entries a sequence has in the cache of a routed layer at most; 0 for as many as it needs.
+        cache_overflow: when they are full: an "error", tokens are skipped ("force_skip"), or the oldest entry makes
+            place ("evict_oldest").
 
     Raises:
         ValueError: something is out of range.
@@ -62,6 +66,8 @@ class Routing(ABC):
     decode_routing: DecodeRouting = "router"
     prefill_routing: PrefillRouting = "threshold"
     decode_compute: DecodeCompute = "gather"
+    cache_slots: int = 0
+    cache_overflow: CacheOverflow = "error"
 
     gates: ClassVar[tuple[str, ...]] = GATES
 
@@ -73,6 +79,10 @@ class Routing(ABC):
         one_of("decode_routing", self.decode_routing, ("router", "student", "all", "none"))
         one_of("prefill_routing", self.prefill_routing, ("threshold", "topk"))
         one_of("decode_compute", self.decode_compute, ("branch", "gather", "masked"))
+        one_of("cache_overflow", self.cache_overflow, ("error", "force_skip", "evict_oldest"))
+        at_least(0, cache_slots=self.cache_slots)
+        if self.cache_slots and (self.scope == "mlp" or self.kv_scope != "selected"):
+            raise ValueError("cache_slots bounds the entries of selected tokens; it needs kv_scope='selected', no mlp.")
         for share in self.capacity if isinstance(self.capacity, tuple) else (self.capacity,):
             as_fraction(share)
         for name, value in asdict(self).items():

@@ -73,7 +73,7 @@ class Subset:
             return self.whole(before, self._mask(position, chosen, around, None), rotary, None, around.more)
         begun = around.memory.get_seq_length() > 0
         keys = around.memory.expect(batch, position, chosen.valid, rows)
-        if not begun and chosen.valid is None and rows is None:
+        if not begun and chosen.valid is None and rows is None and not around.memory.window:
             mask = self._mask(position, chosen, around, None)
         else:
             mask = self._mask(position, chosen, around, keys)
@@ -83,9 +83,10 @@ class Subset:
         reuse = self.scope == "reuse"
         if keys is None and around.mask is None and chosen.valid is None and not reuse:
             return None
-        if keys is not None and around.memory is not None and around.memory.even and chosen.places == 1 and not reuse:
+        memory, window = around.memory, 0 if around.memory is None else around.memory.window
+        if keys is not None and memory is not None and memory.even and chosen.places == 1 and not reuse and not window:
             return None
-        allowed = among_selected(chosen, around.mask) if keys is None else among_keys(position, keys)
+        allowed = among_selected(chosen, around.mask) if keys is None else among_keys(position, keys, window)
         if keys is None and reuse:
             keys = Keys(position, torch.ones_like(position, dtype=torch.bool) if chosen.valid is None else chosen.valid)
         added = repeated(position, keys) if reuse and keys is not None else None
