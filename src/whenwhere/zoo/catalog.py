@@ -26,12 +26,12 @@ EMOJI_UNET = Entry(
         {
             "model_index.json": "1f7acf89e4dd5d7985ce4b9475457f6a8c04e8d3486e02b3f0f0438b64aa9c2d",
             "scheduler/scheduler_config.json": "dce544f458aceec61e3c590a93fa4257816c85bf6f6543435a0488d305173392",
-            "text_encoder/config.json": "f3839b86dfee18717173288f04b85dfeffceb43a39eaeebdb76ce3cadf4b82dc",
-            "text_encoder/model.safetensors": "82964e43b0d64de2418b6ad0d19609f90f35cddd5c926908aad694dd48306a1d",
-            "tokenizer/tokenizer.json": "bd9d2b18bc496c9c0074b0a7cc243c94c1635c44816a6dc32c69eb2de9da0607",
+            "text_encoder/config.json": "9753af63bf2c2f27b024e2be474b6497f19d822b408f395bd3308ea6dc9759da",
+            "text_encoder/model.safetensors": "d00772714d101c7ca85824c0580b5ee9d2af952a6e252dfa5fe365c9c02572e1",
+            "tokenizer/tokenizer.json": "4e7b9a0f83117701cf5827bce273f9a34114087b101e92ac851406418d62fe51",
             "tokenizer/tokenizer_config.json": "6b58667b77fc658d9a6a7056ad703210b2c4071cf79f4c90002998072bbdfb4a",
             "unet/config.json": "cfd9e6765949991b645bd9f16cd9b2a309dbb944779180e8195985adfd5a32e0",
-            "unet/diffusion_pytorch_model.safetensors": "ae0b1ddacf207b8344de4c045a8a94d662a24006c96adfc6622f8b6814f6deb1",  # noqa: E501
+            "unet/diffusion_pytorch_model.safetensors": "46055ade8e6ec5b57924bc6361b729c7f1c8a3b3ed267e98e3af62356058af4b",  # noqa: E501
             "vae/config.json": "0436323ce4da0fbceebf9dceb9e37618f815c1ce64c5ee34968dccff9efd516a",
             "vae/diffusion_pytorch_model.safetensors": "95b7e0b4399531ab19876778e6376fcbf331df88e6469c96aff5e3c52f56f918",  # noqa: E501
         }
@@ -42,9 +42,9 @@ EMOJI_UNET = Entry(
     guidance=3.0,
     scores=MappingProxyType(
         {
-            "alignment, training prompts": 0.234,
-            "alignment, recombined prompts": 0.202,
-            "KID (EfficientNet-Lite0)": 0.5098,
+            "alignment, training prompts": 0.415,
+            "alignment, recombined prompts": 0.351,
+            "KID (EfficientNet-Lite0)": 0.3707,
         }
     ),
 )
