@@ -22,9 +22,9 @@ from whenwhere import FORA, DeepCache, Method, TGate, attach, compile_inside
 from whenwhere.bench.environment import Environment
 
 CASES: dict[str, tuple[str, tuple[Method, ...]]] = {
-    "T-GATE": ("tiny U-Net", (TGate(gate_step=4, sp_interval=2, warm_up=1),)),
-    "DeepCache": ("tiny U-Net", (DeepCache(interval=3),)),
     "FORA": ("tiny PixArt", (FORA(interval=3),)),
+    "DeepCache": ("tiny U-Net", (DeepCache(interval=3),)),
+    "T-GATE": ("tiny U-Net", (TGate(gate_step=4, sp_interval=2, warm_up=1),)),
 }
 
 
