@@ -72,23 +72,25 @@ def prefill(model: Any, ids: Tensor) -> tuple[float, float]:
     """Seconds until the first token is known and the cache is filled, and the share of tokens that ran."""
     start = time.perf_counter()
     model(ids, use_cache=True, logits_to_keep=1)
-    return time.perf_counter() - start, share(model)
+    seconds = time.perf_counter() - start
+    return seconds, share(model)
 
 
 def decode(model: Any, ids: Tensor) -> tuple[float, float]:
     """Seconds of one step after the context, and the share of tokens that ran in the steps."""
     cache = DynamicCache()
     token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
-    coin, shares = torch.Generator().manual_seed(0), []
-    start = time.perf_counter()
+    coin, shares, seconds = torch.Generator().manual_seed(0), [], 0.0
     for _ in range(NEW):
         chosen = {}
         if hasattr(model, "routed"):
             draws = torch.rand(len(model.routed), len(ids), 1, generator=coin) < CAPACITY
             chosen["selection"] = {layer.index: draw for layer, draw in zip(model.routed, draws, strict=True)}
+        start = time.perf_counter()
         token = model(token, past_key_values=cache, **chosen).logits[:, -1:].argmax(-1)
+        seconds += time.perf_counter() - start
         shares.append(share(model))
-    return (time.perf_counter() - start) / NEW, statistics.mean(shares)
+    return seconds / NEW, statistics.mean(shares)
 
 
 def share(model: Any) -> float:
