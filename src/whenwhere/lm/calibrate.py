@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layer import QUANTILES
+from .choice import QUANTILES
 from .within import find
 
 

@@ -8,17 +8,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..tokens import put, take
 from .attention import Rotary
-from .cache import RoutedLayer, routed_layer
-from .call import Call, Note, of_layer
+from .cache import routed_layer
+from .call import Call, Note
+from .choice import QUANTILES, choose
 from .gates import blend, weight
 from .halves import AttentionHalf, Network
 from .networks import Imitator
 from .routing import Look, Routing
-from .select import Chosen, everything, in_place, of_mask, steered, top_k
+from .select import Chosen, everything, in_place
 from .subset import Around, Subset
 from .tokens import Tokens, mean_over
-
-QUANTILES = 101
 
 
 class Routed(nn.Module):
@@ -75,7 +74,7 @@ class Routed(nn.Module):
         tokens = Tokens(stream, earlier, keep, call.rank, None if memory is None else memory.memory)
         look = self._look(call, tokens, around)
         logits = self._imitate(call, tokens)
-        chosen = self._choose(call, look, logits, tokens, memory)
+        chosen = choose(self, call, look, logits, tokens, memory)
         output, losses = self._output(call, tokens, look, chosen, around)
         if call.training:
             losses |= self._losses(look, logits, chosen, keep)
@@ -121,68 +120,6 @@ class Routed(nn.Module):
         before = tokens.previous(entering, "entered") if self.student.pair else entering
         logits: Tensor = self.student(entering, before)
         return logits
-
-    def _choose(
-        self, call: Call, look: Look | None, logits: Tensor | None, tokens: Tokens, memory: RoutedLayer | None
-    ) -> Chosen:
-        shape, keep = tokens.stream[..., 0], tokens.keep
-        always = self.routing.always(tokens)
-        given = call.knob.selection.get(self.index)
-        dynamic = self.routing.score_threshold
-        if given is not None:
-            mask = given.to(device=shape.device, dtype=torch.bool).expand_as(shape)
-        elif call.policy == "topk" and dynamic is None:
-            assert look is not None
-            found = top_k(look.score, of_layer(call.knob.capacity, self.index) or self.capacity, keep, always)
-            room = found.mask if memory is None else memory.room(found.mask)
-            return found if room is found.mask else of_mask(room)
-        elif call.policy in ("all", "none"):
-            mask = torch.full_like(shape, call.policy == "all", dtype=torch.bool)
-        else:
-            scores = logits if call.policy == "student" else None if look is None else look.score
-            assert scores is not None
-            threshold = self.threshold(call) if call.policy != "topk" or dynamic is None else dynamic
-            if call.knob.steer and not call.training:
-                mask = self._steered(call, scores - threshold, always, tokens)
-            else:
-                mask = scores >= threshold
-                mask = mask if always is None else mask | always
-        if call.policy == "all" and keep is None and given is None and not self.routing.cache_slots:
-            return everything(mask)
-        mask = mask if keep is None else mask & keep
-        mask = mask if memory is None else memory.room(mask)
-        return in_place(mask) if call.training or self.routing.decode_compute == "masked" else of_mask(mask)
-
-    def _steered(self, call: Call, over: Tensor, always: Tensor | None, tokens: Tokens) -> Tensor:
-        """Which tokens reach thresholds that follow the budget; how far they moved is remembered."""
-        memory = {} if tokens.memory is None else tokens.memory
-        drift = memory.get("drift", torch.zeros_like(over[:, 0]))
-        capacity = of_layer(call.knob.capacity, self.index) or self.capacity
-        mask, memory["drift"] = steered(over, call.knob.steer, capacity, tokens.keep, always, drift)
-        return mask
-
-    def threshold(self, call: Call) -> Tensor | float:
-        """θ in this call.
-
-        Raises:
-            ValueError: nothing tells which.
-        """
-        asked = of_layer(call.knob.threshold, self.index)
-        if asked is not None:
-            return asked
-        capacity = of_layer(call.knob.capacity, self.index)
-        if capacity == 1 or (capacity is None and self.capacity == 1):
-            return float("-inf")
-        student = call.policy == "student"
-        if call.calibrated:
-            return quantile(self.student_quantiles if student else self.quantiles, 1 - (capacity or self.capacity))
-        # Trained without the rest of the text in view, 0 is the border of the selection.
-        if capacity is None and (student or self.routing.weights.get("aux")):
-            return 0.0
-        raise ValueError(
-            f"layer {self.index} has no quantiles for a threshold; run whenwhere.lm.calibrate(model, batches), "
-            "or score whole texts with policy='topk', which is not causal."
-        )
 
     def _output(
         self, call: Call, tokens: Tokens, look: Look | None, chosen: Chosen, around: Around
@@ -231,10 +168,3 @@ class Routed(nn.Module):
             losses["student"] = mean_over(missed, keep)
             self.student.trained.fill_(True)
         return losses
-
-
-def quantile(table: Tensor, share: float) -> Tensor:
-    """The value below which a share of the scores lies, between the entries of a table of 0 %, 1 %, ... 100 %."""
-    place = min(max(share, 0.0), 1.0) * (QUANTILES - 1)
-    low = min(int(place), QUANTILES - 2)
-    return torch.lerp(table[low].float(), table[low + 1].float(), place - low)
