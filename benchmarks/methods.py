@@ -41,7 +41,9 @@ GRID = {
     "ToCa": ["toca(interval={n},fresh_ratio=0.1)", "toca(interval={n},fresh_ratio=0.3)"],
     "Faster Diffusion": ["fasterdiffusion(every={n},alpha=0)"],
     "T-GATE + DeepCache": ["tgate(gate_step={m},sp_interval=1,warm_up=0)+deepcache(interval={n})"],
-    "T-GATE + FORA": ["tgate(gate_step={m},sp_interval=1,warm_up=0)+fora(interval={n},branches=('mlp','self-attention'))"],
+    "T-GATE + FORA": [
+        "tgate(gate_step={m},sp_interval=1,warm_up=0)+fora(interval={n},branches=('mlp','self-attention'))"
+    ],
 }
 
 

@@ -77,8 +77,18 @@ def caption(scene: list[int], stated: list[bool]) -> str:
 
 
 def draw_scenes(count: int, generator: torch.Generator, odds: SceneOdds | None = None) -> Scenes:
-    """Random scenes: factors that the caption states are uniform, the others as PRIORS says."""
+    """Random scenes, each a little moved and larger or smaller; see `choose_scenes`."""
     odds = odds or SceneOdds()
+    factors, stated = choose_scenes(count, generator, odds)
+    move = 2 * torch.rand(count, 3, generator=generator) - 1
+    return Scenes(factors, stated, render(factors, move * torch.tensor([odds.shift, odds.shift, odds.growth])))
+
+
+def choose_scenes(count: int, generator: torch.Generator, odds: SceneOdds) -> tuple[Tensor, Tensor]:
+    """Random factors and which of them the caption states, both (count, 7).
+
+    Stated factors are uniform, the others as PRIORS says.
+    """
     stated = torch.rand(count, len(NAMES), generator=generator) >= odds.unstated
     stated[:, NAMES.index("shape")] = True
     form = torch.rand(count, 1, generator=generator)
@@ -91,8 +101,7 @@ def draw_scenes(count: int, generator: torch.Generator, odds: SceneOdds | None =
         prior = torch.tensor(PRIORS.get(name, (1.0,) * len(values)))
         biased = torch.multinomial(prior, count, replacement=True, generator=generator)
         factors[:, place] = torch.where(stated[:, place], fair, biased)
-    move = 2 * torch.rand(count, 3, generator=generator) - 1
-    return Scenes(factors, stated, render(factors, move * torch.tensor([odds.shift, odds.shift, odds.growth])))
+    return factors, stated
 
 
 def render(factors: Tensor, jitter: Tensor | None = None) -> Tensor:
