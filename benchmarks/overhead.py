@@ -173,6 +173,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9, help="counted runs of each setting")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    parser.add_argument(
+        "--only", default="", help="measure this model alone; the file keeps what it says of the others"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     report: dict[str, object] = {
@@ -191,6 +194,8 @@ def main() -> None:
             {"T-GATE": (TGate(4, sp_interval=1),), "T-GATE, k=2": (TGate(5, sp_interval=2, warm_up=0),)},
         ),
     }
+    if arguments.only:
+        pipelines = {arguments.only: pipelines[arguments.only]}
     for name, (pipe, methods) in pipelines.items():
         neutral = {"neutral T-GATE": (TGate(STEPS, sp_interval=1),)}
         if name != "PixArt":
@@ -204,6 +209,9 @@ def main() -> None:
         single = plan(pipe, steps=1, guidance=False).cost
         assert single is not None
         report[name] = {"GMACs per evaluation and row": single.macs.all / 1e9, "rows": rows}
+    if arguments.only and arguments.out and arguments.out.exists():
+        measured = {key: report[key] for key in ("date", "runs")}
+        report = json.loads(arguments.out.read_text()) | {arguments.only: report[arguments.only] | measured}
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:
