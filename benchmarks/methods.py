@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--page", type=Path, default=Path("docs/comparison.md"))
     args = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
         pictures=0,
     )
     path = args.runs / f"methods-{args.model}.jsonl"
-    bench(order, path, watch=lambda text: print(text, flush=True))
+    bench(order, path, args.workers, watch=lambda text: print(text, flush=True))
     write(args.page, args.model, table(gather(path), settings))
 
 
