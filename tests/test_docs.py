@@ -50,7 +50,7 @@ def test_the_site_builds_and_its_pages_fetch_nothing_from_elsewhere(tmp_path):
         fetched = re.findall(
             r"<(?:script|img|link|iframe)[^>]*?(?:src|href)=[\"']?(https?:[^\"' >]+)", page.read_text()
         )
-        assert [address for address in fetched if not address.startswith("https://example")] == [], page.name
+        assert fetched == [], page.name
     reference = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert 'id="whenwhere.attach"' in reference
     assert 'id="whenwhere.TGate"' in reference

@@ -15,8 +15,6 @@ from ..families import FAMILIES
 from ..finding import denoiser_of
 from ..method import Method
 
-_BINNED = (32, 64, 128)  # latent sizes for which PixArt's pipelines have a table of aspect ratios
-
 
 def draw(
     pipe: Any,
@@ -46,7 +44,7 @@ def draw(
         raise ValueError(f"{type(pipe).__name__} takes neither prompts nor class numbers.")
     if "guidance_scale" in takes:
         arguments["guidance_scale"] = guidance
-    arguments |= _fitting(pipe, takes)
+    arguments |= _fitting(pipe, takes, size)
     if negative:
         _require(pipe, "negative_prompt" in takes, "negative prompts")
         arguments["negative_prompt"] = [negative] * len(prompts)
@@ -65,11 +63,11 @@ def attached(pipe: Any, methods: Sequence[Method], guidance: float) -> AbstractC
     return attach(pipe, *methods, guidance=guidance > 1 if doubled else None)
 
 
-def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter], size: tuple[int, int] | None) -> dict[str, Any]:
     """Arguments without which a model of unusual size, or text of unusual length, would be refused."""
     arguments: dict[str, Any] = {}
-    if "use_resolution_binning" in takes and pipe.transformer.config.sample_size not in _BINNED:
-        arguments["use_resolution_binning"] = False
+    if "use_resolution_binning" in takes and size is None:
+        arguments["use_resolution_binning"] = False  # a model's own size needs no table of sizes; small ones have none
     if "max_sequence_length" in takes and (tokenizer := getattr(pipe, "tokenizer", None)) is not None:
         usual = takes["max_sequence_length"].default
         arguments["max_sequence_length"] = min(usual, tokenizer.model_max_length)
