@@ -110,7 +110,7 @@ class Preview:
         self.last = state.seconds
         prompts = " ".join(PREVIEW.split()).split("; ")
         self.pipeline.set_progress_bar_config(disable=True)
-        with state.averaged():
+        with state.mean.held():
             pictures = draw(self.pipeline, prompts, range(len(prompts)), steps=20, guidance=3.0)
         sheet = Image.new("RGB", (6 * 96, 4 * 96))
         for number, picture in enumerate((pictures * 255).round().byte()):
@@ -121,7 +121,7 @@ class Preview:
 
 def export(state: TrainState, pipeline: DiffusionPipeline, folder: Path) -> None:
     """Save the pipeline with the running mean as its weights, in half precision."""
-    with state.averaged():
+    with state.mean.held():
         pipeline.save_pretrained(folder, safe_serialization=True)
     for file in folder.rglob("*.safetensors"):
         save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})

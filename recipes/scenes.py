@@ -146,7 +146,7 @@ class Score:
         self.last = state.seconds
         self.pipeline.set_progress_bar_config(disable=True)
         seeds = range(len(self.scenes.stated))
-        with state.averaged():
+        with state.mean.held():
             pictures = draw(
                 self.pipeline, self.scenes.captions, seeds, steps=self.steps, guidance=self.guidance
             )  # in [0, 1]

@@ -166,7 +166,7 @@ def fit(pipeline: DiTPipeline, split: Split, pixels: list[torch.Tensor], config:
 def export(run: ClassRun, pipeline: DiTPipeline, folder: Path) -> None:
     """Save the pipeline with the running mean as its weights, in half precision."""
     run.model.eval()
-    with run.averaged():
+    with run.mean.held():
         pipeline.to("cpu").save_pretrained(folder, safe_serialization=True)
     for file in folder.rglob("*.safetensors"):
         save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})

@@ -61,7 +61,7 @@ def rows(out: Path) -> list[dict]:
 
 
 def weights(run: ClassRun) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in [*run.model.parameters(), *run.mean]])
+    return torch.cat([tensor.detach().flatten() for tensor in [*run.model.parameters(), *run.mean.values]])
 
 
 def test_classes_are_numbered_and_drawn_with_their_pictures():
@@ -194,7 +194,7 @@ def test_snapshots_are_the_mean_under_the_network_s_own_names(tmp_path):
     run = fit(tmp_path, replace(CONFIG, snapshot_every=4))
     assert [file.stem for file in sorted((tmp_path / "snapshots").iterdir())] == ["0000004", "0000008"]
     network().load_state_dict(last := load_file(tmp_path / "snapshots" / "0000008.safetensors"), strict=True)
-    for (name, _), mean in zip(run.model.named_parameters(), run.mean, strict=True):
+    for (name, _), mean in zip(run.model.named_parameters(), run.mean.values, strict=True):
         torch.testing.assert_close(last[name].float(), mean, atol=1e-3, rtol=1e-3)
 
 

@@ -67,7 +67,7 @@ def rows(out: Path) -> list[dict]:
 
 
 def weights(state: TrainState) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in [*state.parameters, *state.mean]])
+    return torch.cat([tensor.detach().flatten() for tensor in [*state.parameters, *state.mean.values]])
 
 
 def test_the_loss_falls_and_is_recorded(tmp_path):
@@ -106,8 +106,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 def test_the_running_mean_lends_its_weights_and_takes_them_back():
     state = tiny_state()
     before = weights(state)
-    state.mean = [torch.full_like(value, 3) for value in state.mean]
-    with state.averaged():
+    state.mean.values = [torch.full_like(value, 3) for value in state.mean.values]
+    with state.mean.held():
         assert all((parameter == 3).all() for parameter in state.parameters)
     assert torch.equal(weights(state)[: len(before) // 2], before[: len(before) // 2])
 
@@ -115,9 +115,9 @@ def test_the_running_mean_lends_its_weights_and_takes_them_back():
 def test_the_running_mean_follows_slowly():
     state = tiny_state()
     state.step = 10**6
-    state.mean = [torch.zeros_like(value) for value in state.mean]
-    state.average(0.9)
-    assert torch.allclose(state.mean[0], 0.1 * state.parameters[0].detach())
+    state.mean.values = [torch.zeros_like(value) for value in state.mean.values]
+    state.mean.follow(state.step, 0.9)
+    assert torch.allclose(state.mean.values[0], 0.1 * state.parameters[0].detach())
 
 
 def test_the_learning_rate_rises_and_falls_with_the_share_of_the_run():
@@ -182,3 +182,26 @@ def test_the_same_captions_in_any_order_give_the_same_tokenizer():
     first, second = learn_tokenizer(texts, size=160), learn_tokenizer(reversed(texts), size=160)
     assert first.get_vocab() == second.get_vocab()
     assert first("red fox").input_ids == second("red fox").input_ids
+
+
+def with_muon() -> TrainState:
+    plain = tiny_state()
+    hidden = [weight for weight in plain.text_encoder.parameters() if weight.ndim == 2]
+    return TrainState(plain.denoiser, plain.text_encoder, hidden=hidden)
+
+
+def test_muon_teaches_the_matrices_that_it_is_given(tmp_path):
+    config = TrainConfig(budget=1e9, steps=1)
+    taught, plain = run(with_muon(), config, tmp_path / "muon"), run(tiny_state(), config, tmp_path / "plain")
+    apart = {id(weight) for weight in taught.hidden}
+    for parameter, other in zip(taught.parameters, plain.parameters, strict=True):
+        assert torch.equal(parameter, other) == (id(parameter) not in apart)
+
+
+def test_a_run_with_muon_resumes_where_it_stopped(tmp_path):
+    whole = run(with_muon(), TrainConfig(budget=1e9, steps=1), tmp_path)
+    resumed = with_muon()
+    resumed.load(tmp_path / "state.pt")
+    config = TrainConfig(budget=1e9, steps=3)
+    onward = run(whole, config, tmp_path / "onward")
+    assert torch.equal(weights(run(resumed, config, tmp_path)), weights(onward))

@@ -5,7 +5,6 @@ for DiT (Peebles & Xie, 2023, https://arxiv.org/abs/2212.09748) the learning rat
 that the state at a step does not depend on when the run will end, and curves of two models compare at every step.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch.nn import functional
 from whenwhere.train.class_run import ClassRun
 from whenwhere.train.classes import DrawLabelled, LabelledBatch
 from whenwhere.train.diffusion import TrainConfig, corrupt, precision
+from whenwhere.train.files import append_row
 from whenwhere.train.skip import (
     drop_labels,
     fusion_penalty,
@@ -152,7 +152,7 @@ def _advance(run: ClassRun, scheduler: DDPMScheduler, draw: DrawLabelled, config
         run.dropped += 1
     run.optimiser.zero_grad()
     run.step += 1
-    run.average(config.ema_decay)
+    run.mean.follow(run.step, config.ema_decay)
     return loss.item()
 
 
@@ -182,7 +182,7 @@ def _validation(
     if run.step % config.validate_every:
         return None
     many = LabelledBatch(*(part.repeat(repeats, *[1] * (part.ndim - 1)) for part in apart))
-    with run.averaged(), precision(run.accelerator.device.type, config.bfloat16):
+    with run.mean.held(), precision(run.accelerator.device.type, config.bfloat16):
         loss = float(_loss(run.model, scheduler, many, torch.Generator().manual_seed(config.seed)))
     run.validations.append(loss)
     return loss
@@ -204,6 +204,5 @@ def _record(path: Path, run: ClassRun, config: ClassTraining, losses: list[float
         row["validation"] = round(validation, 5)
     run.clipped = run.dropped = 0
     if run.accelerator.is_main_process:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(row, path)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

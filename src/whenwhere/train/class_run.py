@@ -5,16 +5,16 @@ so that a resumed run sees what it would have seen, and two models trained with 
 and timesteps.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from whenwhere.train.files import save_whole
+from whenwhere.train.mean import RunningMean
 from whenwhere.train.skip import Stage, enter_stage
 
 BETAS = (0.9, 0.999)
@@ -35,7 +35,7 @@ class ClassRun:
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, learning_rate: float, stage: Stage) -> None:
         self.model, self.accelerator, self.learning_rate = model.to(accelerator.device), accelerator, learning_rate
-        self.mean = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.mean = RunningMean(list(self.model.parameters()))
         self.step, self.seconds, self.clipped, self.dropped = 0, 0.0, 0, 0
         self.enter(stage)
 
@@ -58,31 +58,14 @@ class ClassRun:
         number = (seed * 10_000_000 + self.step) * 4096 + self.accelerator.process_index
         return torch.Generator().manual_seed(number)
 
-    def average(self, decay: float) -> None:
-        """Move the running mean towards the weights; early in the run it follows faster than `decay`."""
-        reached = min(decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.mean, [parameter.detach() for parameter in self.model.parameters()], 1 - reached)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model holds the running mean inside this block, and its own weights again after it."""
-        own = [parameter.detach().clone() for parameter in self.model.parameters()]
-        self._put(self.mean)
-        try:
-            yield
-        finally:
-            self._put(own)
-
     def save(self, path: Path) -> None:
-        """Write the run to one file, from the main process; a crash in the middle leaves the older file whole."""
+        """Write the run to one file, from the main process."""
         if not self.accelerator.is_main_process:
             return
-        content = {name: getattr(self, name) for name in ("mean", "stage", "step", "seconds", "validations")}
+        content = {name: getattr(self, name) for name in ("stage", "step", "seconds", "validations")}
         content |= {"parameters": [p.detach() for p in self.model.parameters()]}
-        content |= {"optimiser": self.optimiser.state_dict()}
-        beside = path.with_suffix(".part")
-        torch.save(content, beside)
-        beside.replace(path)
+        content |= {"mean": self.mean.values, "optimiser": self.optimiser.state_dict()}
+        save_whole(content, path)
 
     def load(self, path: Path) -> None:
         """Go back to what `save` wrote.
@@ -103,8 +86,8 @@ class ClassRun:
             )
         if saved["stage"] != self.stage:
             self.enter(saved["stage"])
-        self._put(saved["parameters"])
-        self.mean = [mean.to(self.accelerator.device) for mean in saved["mean"]]
+        self.mean.put(saved["parameters"])
+        self.mean.load(saved["mean"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.step, self.seconds, self.validations = saved["step"], saved["seconds"], saved["validations"]
 
@@ -113,9 +96,5 @@ class ClassRun:
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             names = [name for name, _ in self.model.named_parameters()]
-            half = {name: mean.half().cpu() for name, mean in zip(names, self.mean, strict=True)}
+            half = {name: mean.half().cpu() for name, mean in zip(names, self.mean.values, strict=True)}
             save_file(half, folder / f"{self.step:07d}.safetensors")
-
-    def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.model.parameters(), values, strict=True):
-            parameter.detach().copy_(value)

@@ -4,7 +4,6 @@ v-prediction with min-SNR weights, AdamW, and a learning rate that falls on a co
 a run ends well trained however fast the machine is. A run saves itself and goes on where it stopped.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from whenwhere.train.files import append_row
 from whenwhere.train.state import TrainState
 
 
@@ -144,13 +144,14 @@ def advance(state: TrainState, teach: Teach, config: TrainConfig, progress: floa
         loss = (errors * target.weights).mean()
         torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.parameters, config.clip)
-    for group in state.optimiser.param_groups:
-        group["lr"] = config.learning_rate * rate(progress, config.warm_up)
-    state.optimiser.step()
-    state.optimiser.zero_grad()
+    for optimiser in state.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * rate(progress, config.warm_up)
+        optimiser.step()
+        optimiser.zero_grad()
     state.step += 1
     state.images += config.batch_size
-    state.average(config.ema_decay)
+    state.mean.follow(state.step, config.ema_decay)
     return loss.item()
 
 
@@ -193,6 +194,5 @@ def rate(progress: float, warm_up: float) -> float:
 def record(path: Path, state: TrainState, loss: float) -> None:
     """Append one JSON line: step, images seen, seconds used and the mean loss since the last line."""
     row = {"step": state.step, "images": state.images, "seconds": round(state.seconds, 1), "loss": round(loss, 5)}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_row(row, path)
     print(f"step {state.step}  {state.images} images  {state.seconds:.0f} s  loss {loss:.4f}", flush=True)

@@ -4,7 +4,6 @@ AdamW in the groups that routed models want, a learning rate on a cosine, random
 itself and goes on where it stopped.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..lm import Note, parameter_groups, routing_loss, set_step
 from .diffusion import precision, rate
+from .files import append_row, save_whole
 
 Prepare = Callable[[Any, Tensor, torch.Generator], None]  # the model, its batch (B, T)
 _SCALE = 1000  # β and its warm-up follow the run as if it had so many steps
@@ -68,12 +68,10 @@ class LanguageState:
         return max(self.seconds / self.config.budget, self.step / self.config.steps)
 
     def save(self, path: Path) -> None:
-        """Write the run to one file; a crash in the middle leaves the older file whole."""
-        beside = path.with_suffix(".part")
+        """Write the run to one file."""
         numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         states = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        torch.save(numbers | states | {"generator": self.generator.get_state()}, beside)
-        beside.replace(path)
+        save_whole(numbers | states | {"generator": self.generator.get_state()}, path)
 
     def load(self, path: Path) -> None:
         """Go back to what `save` wrote; the model must have the same shape."""
@@ -187,6 +185,5 @@ def _record(path: Path, state: LanguageState, loss: float) -> str:
     if hasattr(state.model, "routing"):
         moved = shift(state.model.notes)
         row |= {} if moved is None else {"shift": round(moved, 5)}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_row(row, path)
     return f"step {state.step}  {state.tokens} tokens  {state.seconds:.0f} s  loss {loss:.4f}"
