@@ -1,7 +1,8 @@
 """Train `emoji-pixart`: a small PixArt on the emoji of `emoji-unet`.
 
 Run it as `python recipes/emoji_pixart.py --budget 3600 --out runs/emoji-pixart`. The same line goes on with an
-interrupted run, and exports a finished one again.
+interrupted run, and exports a finished one again. The captions are read by the text encoder that `emoji-unet` brought
+up, which goes on learning.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from emoji import (
     learn_words,
     read_batches,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from whenwhere import zoo
 from whenwhere.models.patch_pca import PatchPCA
 from whenwhere.train.diffusion import DenoiserInput, TrainConfig, train
 from whenwhere.train.state import TrainState
@@ -38,7 +40,7 @@ class Recipe:
     heads: int = 4
     head_width: int = 32
     batch_size: int = 32
-    learning_rate: float = 7e-4
+    learning_rate: float = 1.5e-3
     seed: int = 0
     preview_every: float = 1200.0  # seconds
 
@@ -62,8 +64,14 @@ def main() -> None:
         bfloat16=args.bfloat16,
         seed=recipe.seed,
     )
+    linear = [module for module in pipeline.transformer.transformer_blocks.modules() if isinstance(module, nn.Linear)]
     state = TrainState(
-        pipeline.transformer, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed
+        pipeline.transformer,
+        pipeline.text_encoder,
+        config.learning_rate,
+        config.weight_decay,
+        config.seed,
+        hidden=[module.weight for module in linear],
     )
     preview = Preview(pipeline, recipe.preview_every, args.out)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -100,6 +108,7 @@ def build(recipe: Recipe, vae: PatchPCA, tokenizer: CLIPTokenizer) -> PixArtAlph
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         text_encoder = build_text_encoder(recipe.emoji, tokenizer)
+        text_encoder.load_state_dict(zoo.load("emoji-unet").text_encoder.float().state_dict())
         transformer = PixArtTransformer2DModel(
             sample_size=16,
             patch_size=2,  # 64 tokens
