@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from whenwhere import NAG, attach
 from whenwhere.bench.environment import Environment
-from whenwhere.cost import count
+from whenwhere.pricing.cost import count
 
 STEPS, TEXT, WIDTH, POOLED = 4, 77, 768, 256
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import whenwhere
 from whenwhere import Attachment, Method, attach
-from whenwhere.cost import Macs, count
+from whenwhere.pricing.cost import Macs, count
 
 IDLE = "changed nothing"
 

@@ -15,7 +15,7 @@ from pipelines import build, run
 from whenwhere import DeepCache, Method, TGate, attach
 from whenwhere.clock import Step
 from whenwhere.decision import Decision
-from whenwhere.prior import Prior
+from whenwhere.decisions.prior import Prior
 from whenwhere.site import Kind, Site
 
 GATE = TGate(gate_step=3, sp_interval=2, warm_up=0)

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from whenwhere import GuidanceStop, attach
 from whenwhere.anatomy import walk
-from whenwhere.cost import Macs, count, measure, meta_twin
+from whenwhere.pricing.cost import Macs, count, measure, meta_twin
 
 PRODUCT = 3 * 4 * 5
 

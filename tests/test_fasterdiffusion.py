@@ -15,8 +15,8 @@ from tiny_models import UNET, sd
 from torch import Tensor
 
 from whenwhere import DeepCache, FasterDiffusion, TGate, attach, plan
-from whenwhere.cost import count
 from whenwhere.methods.fasterdiffusion import PRESETS, rescaled
+from whenwhere.pricing.cost import count
 
 STEPS = 8
 FORMS = [1, 2, STEPS]  # steps in one batch

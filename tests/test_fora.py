@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import whenwhere
 from whenwhere import FORA, attach
 from whenwhere.clock import Step
-from whenwhere.cost import Macs
+from whenwhere.pricing.cost import Macs
 
 FAMILIES = ("dit", "pixart-alpha", "hunyuan-dit", "latte", "sd35", "flux-true-cfg", "sd")
 

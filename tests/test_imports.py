@@ -18,7 +18,7 @@ STANDARD = {"torch", *sys.stdlib_module_names}
 BRINGS_DIFFUSERS = {"lm", "models", "train", "zoo"}
 
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-CORE = [path for path in FILES if path.parent == ROOT and path.stem not in NOT_CORE]
+CORE = [path for path in FILES if path.relative_to(ROOT).parts[0] not in HEIGHT and path.stem not in NOT_CORE]
 
 
 def imported(path: Path, deep: bool) -> Iterator[str]:

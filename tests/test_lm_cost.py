@@ -5,8 +5,8 @@ import torch
 from tiny_language import dense, routed, text
 from transformers import Qwen2Config
 
-from whenwhere.counting import Counting
 from whenwhere.lm import SDT, STT, MoD, cost
+from whenwhere.pricing.counting import Counting
 
 TOKENS = 16
 HEAD = TOKENS * 32 * 50  # of the language model

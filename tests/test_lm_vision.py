@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTModel
 
-from whenwhere.counting import Counting
 from whenwhere.lm import SDT, route_vision
+from whenwhere.pricing.counting import Counting
 
 PATCHES, WIDTH = 16, 32
 

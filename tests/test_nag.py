@@ -18,10 +18,10 @@ from torch._dynamo.testing import CompileCounter
 
 from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, Sigma, TGate, Timestep, attach, plan
 from whenwhere.clock import lay_out
-from whenwhere.cost import count
 from whenwhere.guidance import Text, operator, report
 from whenwhere.guidance.network import network_of
 from whenwhere.methods import FORA
+from whenwhere.pricing.cost import count
 
 STEPS = 3
 MILD = Settings()  # some tokens are clipped, some are not

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import whenwhere
 from whenwhere import DeepCache, DeltaDiT, SkipCache, attach
 from whenwhere.anatomy import walk
-from whenwhere.cost import count
 from whenwhere.families import SKIP_DIT, SKIP_LATTE
 from whenwhere.methods import FORA, SkipDrift, SkipForecast, SkipOffset
 from whenwhere.models import SkipDiTTransformer2DModel, SkipLatteTransformer3DModel
 from whenwhere.models.fusion import SkipBlock
+from whenwhere.pricing.cost import count
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 VIDEO = HEADS | {"sample_size": 8, "video_length": FRAMES}

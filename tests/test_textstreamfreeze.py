@@ -11,7 +11,7 @@ from pipelines import build, run
 from torch import Tensor, nn
 
 from whenwhere import FORA, NAG, DeltaDiT, GuidanceStop, TextStreamFreeze, attach, plan
-from whenwhere.cost import count
+from whenwhere.pricing.cost import count
 
 JOINT = ("sd3", "sd35", "flux", "flux-true-cfg")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import whenwhere
 from whenwhere import FORA, ToCa, attach
-from whenwhere.cost import Macs, count
 from whenwhere.methods.toca import SCHEDULES, Schedule
+from whenwhere.pricing.cost import Macs, count
 
 PIXART = {"fresh_ratio": 0.3, "score": "cross_attention", "schedule": "pixart"}
 
@@ -249,8 +249,10 @@ def test_a_naive_loop_agrees(name, interval, prompts):
 def test_each_token_counts_on_its_own_in_the_dit_schedule_and_together_in_that_of_pixart(monkeypatch):
     """Guidance branches choose different tokens or the same."""
     chosen = []
-    original = whenwhere.refresh.highest
-    monkeypatch.setattr(whenwhere.refresh, "highest", lambda *given: chosen.append(original(*given)) or chosen[-1])
+    original = whenwhere.decisions.refresh.highest
+    monkeypatch.setattr(
+        whenwhere.decisions.refresh, "highest", lambda *given: chosen.append(original(*given)) or chosen[-1]
+    )
     for name, fields, together in (("dit", {"fresh_ratio": 0.2}, False), ("pixart-alpha", PIXART, True)):
         pipe = build(name)
         with attach(pipe, ToCa(3, **fields), guidance=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import tensor
 
-from whenwhere.importance import entropy, normalised, received
+from whenwhere.decisions.importance import entropy, normalised, received
 from whenwhere.tokens import favour, grid_of, highest, many, put, take
 
 # Two rows of four tokens with two features.
@@ -73,7 +73,7 @@ def test_received_attention_is_the_column_sum_of_the_map_however_it_is_cut(monke
     query, key = torch.randn(2, 3, 10, 8, generator=generator)
     expected = attention_map(query, key, 2).sum(1)
     for block in (2**24, 3 * 2 * 10 * 4, 1):
-        monkeypatch.setattr("whenwhere.importance._BLOCK", block)
+        monkeypatch.setattr("whenwhere.decisions.importance._BLOCK", block)
         assert torch.allclose(received(query, key, 2), expected, rtol=1e-6)
     assert torch.allclose(expected.sum(1), torch.full((3,), 10.0))
 

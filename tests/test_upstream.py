@@ -10,8 +10,8 @@ from naive import denoiser
 from pipelines import build, run
 
 from whenwhere import GuidanceStop, TGate, Upstream, attach, plan
-from whenwhere.cost import count
 from whenwhere.expression import parse, write
+from whenwhere.pricing.cost import count
 
 FIRST = FirstBlockCacheConfig(threshold=0.8)
 BROADCAST = PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, cross_attention_block_skip_range=3)

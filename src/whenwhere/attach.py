@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .anatomy import Anatomy, Role, find
 from .clock import Clock, Scheduler, Step
-from .cost import price
 from .decision import Output, map_tensors
 from .families import FAMILIES
 from .finding import denoiser_of, modules_of
@@ -27,9 +26,10 @@ from .layout import argument_reader, declared_roles
 from .method import Method, Setting
 from .plan import Plan
 from .position import noise_levels
+from .pricing.cost import price
+from .pricing.unit import Unit
 from .site import Kind, Site
 from .table import Column
-from .unit import Unit
 
 
 def attach(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .attach import attach
-from .measuring import METRICS, UNITS, Granularity, Metric, Notes, Recorder
+from .decisions.measuring import METRICS, UNITS, Granularity, Metric, Notes, Recorder
 from .method import Setting
 from .ranges import one_of
 

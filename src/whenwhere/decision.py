@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .clock import Step
 from .layout import Branches
+from .pricing.unit import Macs, Unit
 from .site import Site
-from .unit import Macs, Unit
 
 Output = Any  # a tensor, or tuples, lists, dictionaries and output objects of tensors
 

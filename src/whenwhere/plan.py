@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .cost import Cost, Macs, Unit, total
 from .decision import Compute
 from .method import Method
+from .pricing.cost import Cost, Macs, Unit, total
 from .site import Kind, Side, Site
 from .table import Column, lay
 

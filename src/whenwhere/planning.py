@@ -8,16 +8,16 @@ from torch import nn
 from . import architectures
 from .anatomy import Anatomy, find
 from .clock import Scheduler, Step, lay_out
-from .cost import price
-from .examples import example_of, example_of_control
 from .families import FAMILIES, PIPELINES
 from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
 from .position import noise_levels
+from .pricing.cost import price
+from .pricing.examples import example_of, example_of_control
+from .pricing.unit import Unit
 from .site import Kind, Site
 from .table import lay
-from .unit import Unit
 
 
 def plan(

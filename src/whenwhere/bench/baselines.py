@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ..branches import OneBranch
+from ..decisions.branches import OneBranch
 from ..methods import FewerSteps, GuidanceStop, TGate
 from ..site import Kind
 from .price import Price

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..anatomy import find
 from ..clock import Step
-from ..cost import Macs, count
 from ..decision import Decision
 from ..families import FAMILIES
 from ..finding import denoiser_of
 from ..layout import declared_roles
 from ..method import Method
 from ..plan import Plan
+from ..pricing.cost import Macs, count
 from ..site import Kind, Site
 from .drawing import attached
 from .stopwatch import Stopwatch

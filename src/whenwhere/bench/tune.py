@@ -11,9 +11,9 @@ from statistics import median
 
 from ..anatomy import find, walk
 from ..calibration import calibrate
+from ..decisions.measuring import Granularity, units
 from ..families import FAMILIES
 from ..finding import denoiser_of
-from ..measuring import Granularity, units
 from .choice import Choice
 from .drawing import draw
 from .drift import least_drift, mean_changes

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Decision, Output, Slot
+from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, projections, tapped
-from ..unit import Macs, Unit
 from .cross import named_arguments
 from .edits import Tally
 from .network import Projected

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..decision import Call, Decision, Output, Slot
-from ..unit import Macs, Unit
+from ..pricing.unit import Macs, Unit
 from .cross import Twice
 from .edits import Edit, Tally
 from .text import Size

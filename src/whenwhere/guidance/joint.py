@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..decision import Call, Decision, Output, Slot
+from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, tapped
-from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
 from .network import network_of

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ..anatomy import Role
 from ..decision import Call, Decision, Output, Slot
-from ..unit import Macs, Unit
+from ..pricing.unit import Macs, Unit
 from .cross import conditional_rows
 from .network import Projected, network_of
 from .text import Size, Text

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Decision, Output, Slot, map_tensors
+from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, tapped
-from ..unit import Macs, Unit
 from .cross import conditional_rows
 from .edits import Edit, Tally
 from .provide import negative_text

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from ..branches import OneBranch
 from ..clock import Step
-from ..convergence import Frozen, Sketch, Undecided, Watch, all_closed
 from ..decision import Compute, Decision
+from ..decisions.branches import OneBranch
+from ..decisions.convergence import Frozen, Sketch, Undecided, Watch, all_closed
 from ..method import Method
 from ..position import Position, is_threshold, position, settle
 from ..site import Kind, Site

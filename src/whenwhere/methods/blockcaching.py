@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..calibration import Calibration
-from ..change import AddChange, KeepChange
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, whole
-from ..measuring import units
+from ..decisions.change import AddChange, KeepChange
+from ..decisions.measuring import units
 from ..method import Method, Setting
 from ..planning import plan
 from ..ranges import at_least

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..branches import ReuseAcross, branch_mean, each_branch
 from ..clock import Step
 from ..decision import Compute, Decision, Keep
+from ..decisions.branches import ReuseAcross, branch_mean, each_branch
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..ranges import one_of

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..change import AddChange, KeepChange, Pass
 from ..clock import Step
 from ..decision import Decision
+from ..decisions.change import AddChange, KeepChange, Pass
 from ..method import Method, Setting
 from ..ranges import at_least, one_of, position
 from ..site import Kind, Site

@@ -14,11 +14,11 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from ..ahead import Again, Ahead, Handed, Once
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, outline, whole
+from ..decisions.ahead import Again, Ahead, Handed, Once
+from ..decisions.prior import Inject, Prior
 from ..method import Method, Setting
-from ..prior import Inject, Prior
 from ..ranges import at_least, one_of
 from ..site import Kind, Side, Site
 

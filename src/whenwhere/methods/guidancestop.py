@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..anatomy import Role
-from ..branches import OneBranch, first_call, second_call
 from ..clock import Step
 from ..decision import Decision
+from ..decisions.branches import OneBranch, first_call, second_call
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..ranges import one_of

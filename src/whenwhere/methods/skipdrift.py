@@ -12,8 +12,8 @@ from torch import nn
 
 from ..clock import Step
 from ..decision import Call, Compute, Decision, Output, Reuse, Slot, outline, whole
+from ..decisions.measuring import change
 from ..longskips import check_ladder, check_skips, check_window, is_full
-from ..measuring import change
 from ..method import Method
 from ..ranges import at_least
 from ..site import Kind, Site

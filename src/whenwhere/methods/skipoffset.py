@@ -12,9 +12,9 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from ..change import AddChange, KeepChange, Pass
 from ..clock import Step
 from ..decision import Decision
+from ..decisions.change import AddChange, KeepChange, Pass
 from ..longskips import check_ladder, check_skips, check_window, is_full
 from ..method import Method
 from ..ranges import at_least

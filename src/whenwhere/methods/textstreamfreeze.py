@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from ..clock import Step
 from ..decision import Decision
+from ..decisions.textstream import FrozenText, KeepText, LeaveOut, TextBlock
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..site import Kind, Site
-from ..textstream import FrozenText, KeepText, LeaveOut, TextBlock
 
 
 @dataclass(frozen=True)

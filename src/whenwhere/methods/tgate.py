@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..branches import OneBranch, branch_mean, conditional_branch, unconditional_branch
 from ..clock import Step
 from ..decision import Compute, Decision, Keep, Reuse, whole
+from ..decisions.branches import OneBranch, branch_mean, conditional_branch, unconditional_branch
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..ranges import at_least, one_of

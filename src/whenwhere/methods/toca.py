@@ -17,9 +17,9 @@ from torch import nn
 
 from ..clock import Step
 from ..decision import Decision
+from ..decisions.refresh import Full, Recall, Refresh
 from ..method import Method, Setting
 from ..ranges import at_least, one_of
-from ..refresh import Full, Recall, Refresh
 from ..site import Kind, Site
 
 

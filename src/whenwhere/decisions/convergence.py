@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors
-from .layout import Branches
-from .unit import Macs, Unit
+from ..decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors
+from ..layout import Branches
+from ..pricing.unit import Macs, Unit
 
 DIRECTIONS = 8
 

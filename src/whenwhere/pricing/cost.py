@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..decision import Output, map_tensors
+from ..site import Kind, Site
+from ..table import Column, SlotKey, slot_key
 from .counting import Counting
-from .decision import Output, map_tensors
-from .site import Kind, Site
 from .sizes import note_sizes
-from .table import Column, SlotKey, slot_key
 from .unit import Attended as Attended
 from .unit import Macs as Macs
 from .unit import Unit as Unit

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .decision import Call, Compute, Decision, Output, Slot
+from ..decision import Call, Compute, Decision, Output, Slot
+from ..pricing.unit import Macs, Unit
+from ..tokens import favour, grid_of, highest, many, put, take
 from .importance import normalised
 from .scoring import run_and_score
-from .tokens import favour, grid_of, highest, many, put, take
-from .unit import Macs, Unit
 
 _FLOAT = 4  # bytes of a score, and of a step
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decision import Call, Output
+from ..decision import Call, Output
 from .importance import entropy, normalised, received
 
 

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..clock import Step
+from ..decision import Call, Decision, Output, Slot, map_tensors
+from ..method import Method, Setting
+from ..site import Kind, Site
 from .change import entering, minus
-from .clock import Step
-from .decision import Call, Decision, Output, Slot, map_tensors
-from .method import Method, Setting
-from .site import Kind, Site
 
 Granularity = Literal["branch", "block", "layer"]
 Metric = Literal["l1rel", "l2rel", "cosine"]

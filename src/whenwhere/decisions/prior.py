@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .decision import Call, Compute, Decision, Output, Slot
-from .unit import Unit
+from ..decision import Call, Compute, Decision, Output, Slot
+from ..pricing.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

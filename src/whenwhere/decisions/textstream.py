@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Role
+from ..anatomy import Role
+from ..decision import Call, Compute, Decision, Output, Slot
+from ..pricing.unit import Macs, Unit
+from ..taps import Forward, Tap, projections, tapped
 from .branches import each_branch
-from .decision import Call, Compute, Decision, Output, Slot
-from .taps import Forward, Tap, projections, tapped
-from .unit import Macs, Unit
 
 _ALONE = "computed for the image alone"
 # Of a block that has weights of its own for the text, and of one that has not.

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .decision import Call, Compute, Decision, Output, Slot
+from ..decision import Call, Compute, Decision, Output, Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .decision import Call, Compute, Decision, Keep, Output, Slot, map_tensors, whole
-from .layout import Branches
+from ..decision import Call, Compute, Decision, Keep, Output, Slot, map_tensors, whole
+from ..layout import Branches
 
 
 @dataclass(frozen=True, slots=True)

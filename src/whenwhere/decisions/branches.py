@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from .anatomy import Role
-from .decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors, whole
-from .layout import Branches, repeat_rows, take_rows
+from ..anatomy import Role
+from ..decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors, whole
+from ..layout import Branches, repeat_rows, take_rows
 
 
 def _one_row(parts: Sequence[int], _branches: int) -> int:

@@ -1,0 +1,1 @@
+"""What a decision costs: multiply-adds in two conventions, and bytes."""
