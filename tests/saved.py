@@ -6,8 +6,15 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tiny_models import BETAS, UNET, VAE, WIDTH, randomised
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tiny_models import BETAS, PIXART, UNET, VAE, WIDTH, randomised
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LENGTH = 8  # tokens of every prompt
@@ -24,6 +31,34 @@ def tiny_pipeline() -> Path:
 
 def make() -> StableDiffusionPipeline:
     words = _tokenizer()
+    pipe = StableDiffusionPipeline(
+        vae=randomised(AutoencoderKL(**VAE)),
+        text_encoder=_text_encoder(words),
+        tokenizer=words,
+        unet=randomised(UNet2DConditionModel(**UNET)),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_pixart() -> PixArtAlphaPipeline:
+    words = _tokenizer()
+    pipe = PixArtAlphaPipeline(
+        tokenizer=words,
+        text_encoder=_text_encoder(words),
+        vae=randomised(AutoencoderKL(**VAE)),
+        transformer=randomised(PixArtTransformer2DModel(**PIXART)),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
     text = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=WIDTH,
@@ -36,18 +71,7 @@ def make() -> StableDiffusionPipeline:
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    pipe = StableDiffusionPipeline(
-        vae=randomised(AutoencoderKL(**VAE)),
-        text_encoder=randomised(CLIPTextModel(text)),
-        tokenizer=words,
-        unet=randomised(UNet2DConditionModel(**UNET)),
-        scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return randomised(CLIPTextModel(text))
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -5,13 +5,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from saved import make, make_pixart
+from tiny_models import dit
 
 from whenwhere import zoo
+from whenwhere.bench import drawing
+from whenwhere.bench.prompts import builtin_prompts
 from whenwhere.models.patch_pca import PatchPCA
-from whenwhere.zoo.load import check, digests
+from whenwhere.zoo.load import assemble, check, digests, silence
+
+NAMES = zoo.names()
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +26,7 @@ def pipeline() -> StableDiffusionPipeline:
     return zoo.load("emoji-unet")
 
 
-def draw(pipe: StableDiffusionPipeline, prompt: str, **settings) -> torch.Tensor:
+def draw(pipe: DiffusionPipeline, prompt: str, **settings) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     images = pipe(prompt, num_inference_steps=2, generator=generator, output_type="pt", **settings).images
     return images[0]
@@ -30,12 +37,12 @@ def test_names_are_sorted_and_known():
     assert "emoji-unet" in zoo.names()
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_file_is_in_the_catalogue_with_its_hash(name):
     assert digests(zoo.path(name)) == dict(zoo.entry(name).files)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_file_is_small_and_its_recipe_exists(name):
     assert all((zoo.path(name) / file).stat().st_size <= 16e6 for file in zoo.entry(name).files)
     assert (Path(__file__).parents[1] / zoo.entry(name).recipe).is_file()
@@ -69,9 +76,33 @@ def test_loading_gives_float32_in_the_slots_of_a_stock_pipeline(pipeline):
     assert pipeline.text_encoder.config.eos_token_id == pipeline.tokenizer.eos_token_id
 
 
-def test_it_loads_quietly(capfd):
-    zoo.load("emoji-unet")
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_quietly_as_the_class_that_the_catalogue_names(name, capfd):
+    loaded = zoo.load(name)
     assert capfd.readouterr() == ("", "")
+    assert type(loaded) is getattr(diffusers, zoo.entry(name).pipeline)
+    assert type(loaded).__name__ == json.loads((zoo.path(name) / "model_index.json").read_text())["_class_name"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_draws_its_built_in_prompts_repeatably(name):
+    loaded, prompts = zoo.load(name), builtin_prompts(name)
+    image = drawing.draw(loaded, prompts[:1], [0], 2, 3.0)
+    assert image.shape == (1, 3, 32, 32)
+    assert torch.equal(drawing.draw(loaded, prompts[:1], [0], 2, 3.0), image)
+    assert not torch.equal(drawing.draw(loaded, prompts[1:2], [0], 2, 3.0), image)
+
+
+@pytest.mark.parametrize(("make_one", "prompt"), [(make, "red"), (make_pixart, "red"), (dit, "3")])
+def test_pipelines_of_any_class_are_assembled_from_their_index(make_one, prompt, tmp_path):
+    saved = make_one()
+    saved.set_progress_bar_config(disable=True)
+    saved.save_pretrained(tmp_path)
+    with silence():
+        again = assemble(type(saved).__name__, tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is type(saved)
+    assert torch.equal(drawing.draw(again, [prompt], [0], 2, 3.0), drawing.draw(saved, [prompt], [0], 2, 3.0))
 
 
 def test_pictures_are_32_pixels_wide_and_repeatable(pipeline):
@@ -102,10 +133,11 @@ def test_a_damaged_copy_is_refused(tmp_path):
         check(zoo.entry("emoji-unet"), copy)
 
 
-def test_the_scores_are_those_of_the_results_file():
-    results = json.loads((Path(__file__).parents[1] / "docs/results/emoji-unet.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scores_are_those_of_the_results_file(name):
+    results = json.loads((Path(__file__).parents[1] / f"docs/results/{name}.json").read_text(encoding="utf-8"))
     alignment = results["prompt alignment"]
-    assert dict(zoo.entry("emoji-unet").scores) == {
+    assert dict(zoo.entry(name).scores) == {
         "alignment, training prompts": alignment["training prompts"]["drawn"],
         "alignment, recombined prompts": alignment["recombined prompts"]["drawn"],
         "KID (EfficientNet-Lite0)": results["KID (EfficientNet-Lite0)"]["drawn against real"]["mean"],

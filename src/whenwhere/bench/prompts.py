@@ -1,9 +1,10 @@
-"""Prompts: from a text file, one a line, or the built-in ones for the emoji model."""
+"""Prompts: from a text file, one a line, or the built-in ones for the models that draw emoji."""
 
 import warnings
 from pathlib import Path
 
 _EMOJI = Path(__file__).with_name("emoji-prompts.txt")
+_BUILT_IN = {"emoji-pixart": _EMOJI, "emoji-unet": _EMOJI}
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -33,6 +34,6 @@ def builtin_prompts(model: str) -> list[str]:
     Raises:
         ValueError: there are none for this model.
     """
-    if model != "emoji-unet":
+    if model not in _BUILT_IN:
         raise ValueError(f"there are no built-in prompts for {model}; give a text file with --prompts, one a line.")
-    return read_prompts(_EMOJI)
+    return read_prompts(_BUILT_IN[model])

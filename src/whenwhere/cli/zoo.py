@@ -27,9 +27,9 @@ def list_models(as_json: options.AsJson = False) -> None:
     if as_json:
         print_json([_data(entry) for entry in entries])
         return
-    table = Table("name", "steps", "guidance", "recipe", box=box.SIMPLE_HEAD)
+    table = Table("name", "pipeline", "steps", "guidance", "recipe", box=box.SIMPLE_HEAD)
     for entry in entries:
-        table.add_row(entry.name, str(entry.steps), f"{entry.guidance:g}", entry.recipe)
+        table.add_row(entry.name, entry.pipeline, str(entry.steps), f"{entry.guidance:g}", entry.recipe)
     console().print(table)
 
 

@@ -10,6 +10,7 @@ class Entry:
     """One model of the zoo."""
 
     name: str
+    pipeline: str  # its class in diffusers
     folder: str  # beside this file
     files: Mapping[str, str]  # path in the folder -> SHA-256 of its content
     recipe: str  # the program that trained it, in the repository
@@ -21,6 +22,7 @@ class Entry:
 
 EMOJI_UNET = Entry(
     name="emoji-unet",
+    pipeline="StableDiffusionPipeline",
     folder="emoji-unet",
     files=MappingProxyType(
         {

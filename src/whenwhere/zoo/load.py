@@ -1,17 +1,21 @@
 """Load the models that come with the library; every file is checked against the catalogue first."""
 
 import hashlib
+import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import DiffusionPipeline
+from torch import nn
 from transformers.utils import logging
 
-from whenwhere.models.patch_pca import PatchPCA
 from whenwhere.zoo.catalog import CATALOG, Entry
 
 
@@ -29,30 +33,44 @@ def entry(name: str) -> Entry:
 
 
 def path(name: str) -> Path:
-    """The folder of a model, which `StableDiffusionPipeline.from_pretrained` reads too."""
+    """The folder of a model, which `from_pretrained` of its pipeline class reads too."""
     return Path(__file__).parent / entry(name).folder
 
 
-def load(name: str) -> StableDiffusionPipeline:
-    """The pipeline of this name in float32, on the CPU, with its progress bar off.
+def load(name: str) -> DiffusionPipeline:
+    """The pipeline of this name in float32, on the CPU, with its progress bar off; `entry(name).pipeline` is its class.
 
     Raises ValueError for an unknown name, FileNotFoundError for a missing file and RuntimeError for a changed one.
     """
     folder = path(name)
     check(entry(name), folder)
     with silence():
-        pipeline = StableDiffusionPipeline(
-            vae=PatchPCA.from_pretrained(folder / "vae", dtype=torch.float32),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            unet=UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
-            scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = assemble(entry(name).pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def assemble(kind: str, folder: Path) -> DiffusionPipeline:
+    """A pipeline class of diffusers with the parts that a folder names, in float32.
+
+    Networks of this library may stand in its slots, of which the stock loader would complain.
+    """
+    made: Any = getattr(diffusers, kind)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    slots = inspect.signature(made.__init__).parameters
+    return made(**{slot: _part(folder / slot, index[slot]) for slot in slots if slot in index})
+
+
+def _part(folder: Path, named: Any) -> Any:
+    """What the index says of a slot: library and class of a part in a folder of its own, or a plain value."""
+    if not isinstance(named, list):
+        return named
+    library, name = named
+    if library is None:
+        return None
+    kind = getattr(import_module(library), name)
+    numbers = {"dtype": torch.float32} if issubclass(kind, nn.Module) else {}
+    return kind.from_pretrained(folder, **numbers)
 
 
 @contextmanager
