@@ -187,7 +187,7 @@ class Decision(ABC):
 
     def share(self) -> float:
         """The share of the site's multiply-adds that is spent, in [0, 1]."""
-        return 1.0
+        return 0.0 if self.stops else 1.0
 
     def inner_branches(self, branches: int) -> int:
         """Guidance branches that reach the sites inside, given those that enter."""
@@ -292,10 +292,6 @@ class Reuse(Decision):
     def fresh(self) -> Decision:
         """Run and keep."""
         return Compute(self.keep, self.shared)
-
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
 
 
 def map_tensors(value: Output, change: Callable[[Tensor], Tensor]) -> Output:

@@ -161,7 +161,3 @@ class Skipped(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """It is written down, not carried out."""
         raise NotImplementedError
-
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0

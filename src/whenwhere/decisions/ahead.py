@@ -91,10 +91,6 @@ class Handed(Decision):
         """Run for this step alone."""
         return Compute()
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Once(Decision):
@@ -147,10 +143,6 @@ class Again(Decision):
     def fresh(self) -> Decision:
         """Run on the rows of the first step."""
         return Once(self.width, self.keep)
-
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
 
 
 def _declared(call: Call) -> Branches:

@@ -81,10 +81,6 @@ class ReuseAcross(Decision):
         """Run and keep."""
         return Compute(self.keep)
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class OneBranch(Decision):

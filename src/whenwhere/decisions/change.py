@@ -66,10 +66,6 @@ class AddChange(Decision):
         """Run and keep."""
         return KeepChange(self.home)
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Pass(Decision):
@@ -89,10 +85,6 @@ class Pass(Decision):
     def fresh(self) -> Decision:
         """Run and keep."""
         return KeepChange(self.home)
-
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
 
 
 def entering(call: Call, like: Output) -> Output:

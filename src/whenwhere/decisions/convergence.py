@@ -148,10 +148,6 @@ class Frozen(Decision):
         """Without anything frozen, run."""
         return Compute()
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Undecided(Decision):

@@ -87,10 +87,6 @@ class Recall(Decision):
         """Run and keep."""
         return self.whole
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Refresh(Decision):

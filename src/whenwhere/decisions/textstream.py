@@ -110,10 +110,6 @@ class LeaveOut(Decision):
         """The input's shape is the output's."""
         return call.tokens.new_zeros(()).expand(call.tokens.shape)
 
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class TextBlock(Decision):
