@@ -7,22 +7,18 @@ feature of the last full step, and the fresh skips of the first ones correct it.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-from torch import nn
+from typing import Self
 
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, outline, whole
-from ..longskips import check_ladder, check_skips, check_window, is_full
-from ..method import Method
+from ..longskips import LongSkips
 from ..ranges import at_least
-from ..site import Kind, Site
+from ..site import Site
 
 
 @dataclass(frozen=True)
-class SkipCache(Method):
+class SkipCache(LongSkips):
     """Skip-Cache.
 
     Steps are counted from the first executed one, so the window does not move the grid of full steps. One tensor is
@@ -47,13 +43,9 @@ class SkipCache(Method):
     start_timestep: float = 700
     stop_timestep: float = 50
 
-    kinds: ClassVar = frozenset({Kind.BLOCK})
-    reads_timestep: ClassVar = True
-    idle_reason: ClassVar = "no step is partial: so few steps leave none in the window, or the interval is 1."
-
     def __post_init__(self) -> None:
         at_least(1, interval=self.interval, depth=self.depth)
-        check_window(self.start_timestep, self.stop_timestep)
+        self.check_window()
 
     @classmethod
     def parse(cls, schedule: str, depth: int = 1) -> Self:
@@ -70,22 +62,9 @@ class SkipCache(Method):
                 raise ValueError(f"{part!r} in the schedule {schedule!r} is not understood; an example is 'N2-700-50'")
         return cls(int(parts[0][1:]), depth, int(parts[1]), int(parts[2]))
 
-    def asks(self, site: Site) -> bool:
-        """Blocks joined by long skips."""
-        return site.kind in self.kinds and site.depth is not None
-
-    def check(self, sites: Sequence[Site], model: str) -> None:
-        """Skip-Cache needs long skips, two blocks for each, and as many as are recomputed."""
-        check_ladder(self, self.depth, sites, model)
-
-    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
-        """Every recomputed pair needs its skip; otherwise the method is as it was."""
-        check_skips(self, self.depth, denoiser)
-        return self
-
     def full(self, step: Step) -> bool:
         """Whether everything is computed at a step."""
-        return is_full(step, self.interval, self.start_timestep, self.stop_timestep, self)
+        return self.full_every(self.interval, step)
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps keep what enters the last k blocks, the others recall it."""

@@ -4,23 +4,20 @@ Skip-Cache refreshes on a fixed grid. The first block runs at every step anyway,
 the last full step is known for free; when it has moved too far, the step becomes a full one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
-
-from torch import nn
+from typing import Any, ClassVar
 
 from ..clock import Step
 from ..decision import Call, Compute, Decision, Output, Reuse, Slot, outline, whole
 from ..decisions.measuring import change
-from ..longskips import check_ladder, check_skips, check_window, is_full
-from ..method import Method
+from ..longskips import LongSkips
 from ..ranges import at_least
-from ..site import Kind, Site
+from ..site import Site
 
 
 @dataclass(frozen=True)
-class SkipDrift(Method):
+class SkipDrift(LongSkips):
     """Skip-Cache that refreshes when the first block's output has drifted.
 
     A plan made beforehand is drawn as if nothing drifted, which is the least it can cost; the trace tells what was
@@ -43,30 +40,15 @@ class SkipDrift(Method):
     start_timestep: float = 1000
     stop_timestep: float = 0
 
-    kinds: ClassVar = frozenset({Kind.BLOCK})
-    reads_timestep: ClassVar = True
     idle_reason: ClassVar = "every step drifted too far, or none is in the window; choose a larger threshold."
 
     def __post_init__(self) -> None:
         at_least(1, longest=self.longest, depth=self.depth)
-        check_window(self.start_timestep, self.stop_timestep)
+        self.check_window()
         if not isinstance(self.threshold, int | float) or isinstance(self.threshold, bool):
             raise TypeError(f"threshold must be a number, got {self.threshold!r}")
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {self.threshold}")
-
-    def asks(self, site: Site) -> bool:
-        """Blocks joined by long skips."""
-        return site.kind in self.kinds and site.depth is not None
-
-    def check(self, sites: Sequence[Site], model: str) -> None:
-        """It needs long skips, two blocks for each, and as many as are recomputed."""
-        check_ladder(self, self.depth, sites, model)
-
-    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
-        """Every recomputed pair needs its skip; otherwise the method is as it was."""
-        check_skips(self, self.depth, denoiser)
-        return self
 
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
         """That a plan is the least, or how many steps drifted."""
@@ -76,7 +58,7 @@ class SkipDrift(Method):
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps keep what enters the last k blocks, and the first block's output; the others watch that."""
-        full = is_full(step, self.longest, self.start_timestep, self.stop_timestep, self)
+        full = self.full_every(self.longest, step)
         if site.index == 0:
             return Compute(whole) if full else WatchDrift(self.threshold)
         if site.depth is None or site.depth < self.depth:

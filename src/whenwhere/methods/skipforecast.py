@@ -6,20 +6,17 @@ lie on a line over the timestep, and partial steps read the line where they are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
-
-from torch import nn
+from typing import ClassVar
 
 from ..clock import Step
 from ..decision import Call, Compute, Decision, Output, Reuse, Slot, outline
-from ..longskips import check_ladder, check_skips, check_window, is_full
-from ..method import Method
+from ..longskips import LongSkips
 from ..ranges import at_least
-from ..site import Kind, Site
+from ..site import Site
 
 
 @dataclass(frozen=True)
-class SkipForecast(Method):
+class SkipForecast(LongSkips):
     """Skip-Cache whose cached tensor is continued to first order.
 
     Attributes:
@@ -37,34 +34,17 @@ class SkipForecast(Method):
     stop_timestep: float = 50
     strength: float = 1.0
 
-    kinds: ClassVar = frozenset({Kind.BLOCK})
-    reads_timestep: ClassVar = True
-    idle_reason: ClassVar = "no step is partial: so few steps leave none in the window, or the interval is 1."
-
     def __post_init__(self) -> None:
         at_least(1, interval=self.interval, depth=self.depth)
-        check_window(self.start_timestep, self.stop_timestep)
+        self.check_window()
         if not 0 <= self.strength < float("inf"):
             raise ValueError(f"strength must be at least 0, got {self.strength}")
-
-    def asks(self, site: Site) -> bool:
-        """Blocks joined by long skips."""
-        return site.kind in self.kinds and site.depth is not None
-
-    def check(self, sites: Sequence[Site], model: str) -> None:
-        """It needs long skips, two blocks for each, and as many as are recomputed."""
-        check_ladder(self, self.depth, sites, model)
-
-    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
-        """Every recomputed pair needs its skip; otherwise the method is as it was."""
-        check_skips(self, self.depth, denoiser)
-        return self
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps keep what enters the last k blocks, beside what was kept before; the others continue it."""
         if site.depth is None or site.depth < self.depth:
             return None
-        full = is_full(step, self.interval, self.start_timestep, self.stop_timestep, self)
+        full = self.full_every(self.interval, step)
         if not (site.carries and site.depth == self.depth):
             return Compute(outline) if full else Reuse(outline)
         return KeepTwo(older=step.index > 0) if full else Continue(self.strength)
@@ -127,7 +107,3 @@ class Continue(Decision):
     def fresh(self) -> Decision:
         """Run and keep."""
         return KeepTwo(older=False)
-
-    def share(self) -> float:
-        """Nothing is spent."""
-        return 0.0
