@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -114,13 +114,16 @@ class Generation:
                 self._note_the_missed(number, method)
         self._pass += 1
 
+    @cached_property
+    def _within(self) -> list[list[int]]:
+        return ancestors(self._sites)
+
     def _note_the_missed(self, number: int, method: Method) -> None:
         """Write down the outermost sites that were not reached by the doing of a method."""
-        within = ancestors(self._sites)
         missed = [not reached for reached in self.traced.reached]
         for i, site in enumerate(self._sites):
             decision = method.missed(site) if missed[i] and not site.beside and method.asks(site) else None
-            if decision is not None and not any(missed[j] or self._stopped(j) for j in within[i]):
+            if decision is not None and not any(missed[j] or self._stopped(j) for j in self._within[i]):
                 self.traced.opinions[i], self.traced.reached[i] = (Opinion(number, decision),), True
 
     def _stopped(self, i: int) -> bool:
