@@ -189,14 +189,15 @@ def _judge(call: Call, samples: int, final: bool) -> None:
             gates[i] = call.step.index + 1
 
 
-def all_closed(notes: Any) -> bool:
-    """Whether the gates of all samples are closed."""
+def all_closed(notes: Any, step: int) -> bool:
+    """Whether the gates of all samples are closed at a step; one that closes does so for the steps to come."""
     gates = notes.get("gates")
-    return bool(gates) and None not in gates
+    return bool(gates) and all(gate is not None and gate <= step for gate in gates)
 
 
 def _closed(call: Call) -> list[int]:
-    return [i for i, gate in enumerate(call.notes.get("gates", ())) if gate is not None]
+    gates = enumerate(call.notes.get("gates", ()))
+    return [i for i, gate in gates if gate is not None and gate <= call.step.index]
 
 
 def _of_one_branch(call: Call, branches: Branches) -> Call:

@@ -99,7 +99,7 @@ class AdaptiveTGate(Method):
 
     def revise(self, decision: Decision, step: Step, notes: Mapping[str, Any]) -> Decision:
         """What is done if all gates are closed."""
-        if not all_closed(notes):
+        if not all_closed(notes, step.index):
             return decision
         if isinstance(decision, Undecided):
             return OneBranch() if step.branches > 1 else Compute()
