@@ -1,9 +1,11 @@
-"""What the emoji recipes share: the pictures and their split, the words, the noise, previews and the export."""
+"""What the recipes share: their options, the emoji and their split, the words, the noise, previews, the export."""
 
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusers import DDIMScheduler, DiffusionPipeline
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -12,10 +14,11 @@ from whenwhere.bench.drawing import draw
 from whenwhere.models.patch_pca import PatchPCA
 from whenwhere.train.colours import COLOURS
 from whenwhere.train.data import CaptionOdds, Split, read_pictures, read_tiles, to_unit, with_colours, withhold
-from whenwhere.train.diffusion import Draw
+from whenwhere.train.diffusion import Answer, Draw, TrainConfig, train, unet_answer
 from whenwhere.train.latents import drawer, encode
 from whenwhere.train.state import TrainState
 from whenwhere.train.words import learn_tokenizer
+from whenwhere.zoo.load import digests
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Emoji:
     text_layers: int = 3
     text_heads: int = 4
     odds: CaptionOdds = field(default_factory=CaptionOdds)
+    preview_every: float = 1200.0  # seconds
     seed: int = 0
 
 
@@ -42,6 +46,20 @@ heart, noto style; pizza, shaded style; bus, blob style; orange bus, noto style;
 emojione style; rainbow; snowman, flat style; octopus, noto style; pink pig; purple car, flat style; cactus,
 twemoji style; strawberry, shaded style
 """
+
+
+def options(about: str, out: str) -> argparse.ArgumentParser:
+    """What every recipe asks for that trains on one device."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--budget", type=float, required=True, help="seconds of training, over all resumed runs")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_bfloat16(parser)
+    return parser
+
+
+def add_bfloat16(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bfloat16", action="store_true", help="autocast: 1.5 times as fast on a CPU with AMX")
 
 
 def read_split(given: Emoji) -> Split:
@@ -87,6 +105,23 @@ def build_text_encoder(given: Emoji, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
+def learn_emoji(
+    given: Emoji,
+    pipeline: DiffusionPipeline,
+    state: TrainState,
+    config: TrainConfig,
+    out: Path,
+    answer: Answer = unet_answer,
+) -> None:
+    """Train a pipeline's networks on the emoji and export it; prints the digests that the catalogue wants."""
+    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    draw = read_batches(given, pipeline.vae, pipeline.tokenizer)
+    train(state, noising, draw, config, out, answer=answer, watch=[Preview(pipeline, given.preview_every, out)])
+    export(state, pipeline, out / "pipeline")
+    for name, value in digests(out / "pipeline").items():
+        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
+
+
 def build_scheduler() -> DDIMScheduler:
     """A cosine schedule for velocities."""
     return DDIMScheduler(
@@ -123,5 +158,10 @@ def export(state: TrainState, pipeline: DiffusionPipeline, folder: Path) -> None
     """Save the pipeline with the running mean as its weights, in half precision."""
     with state.mean.held():
         pipeline.save_pretrained(folder, safe_serialization=True)
+    halve(folder)
+
+
+def halve(folder: Path) -> None:
+    """Turn saved weights into half precision."""
     for file in folder.rglob("*.safetensors"):
         save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})

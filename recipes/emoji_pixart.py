@@ -5,30 +5,18 @@ interrupted run, and exports a finished one again. The captions are read by the 
 up, which goes on learning.
 """
 
-import argparse
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-from emoji import (
-    Emoji,
-    Preview,
-    build_scheduler,
-    build_text_encoder,
-    export,
-    fit_autoencoder,
-    learn_words,
-    read_batches,
-)
+from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
+from emoji import Emoji, build_scheduler, build_text_encoder, fit_autoencoder, learn_emoji, learn_words, options
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from whenwhere import zoo
 from whenwhere.models.patch_pca import PatchPCA
-from whenwhere.train.diffusion import DenoiserInput, TrainConfig, train
+from whenwhere.train.diffusion import DenoiserInput, TrainConfig
 from whenwhere.train.state import TrainState
-from whenwhere.zoo.load import digests
 
 
 @dataclass(frozen=True)
@@ -42,20 +30,13 @@ class Recipe:
     batch_size: int = 32
     learning_rate: float = 1.5e-3
     seed: int = 0
-    preview_every: float = 1200.0  # seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, required=True, help="seconds of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/emoji-pixart"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast: 1.5 times as fast on a CPU with AMX")
-    args = parser.parse_args()
+    args = options(__doc__, "runs/emoji-pixart").parse_args()
     recipe = Recipe()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
-    vae = fit_autoencoder(recipe.emoji)
-    pipeline = build(recipe, vae, learn_words(recipe.emoji))
+    pipeline = build(recipe, fit_autoencoder(recipe.emoji), learn_words(recipe.emoji))
     pipeline.to(args.device)
     config = TrainConfig(
         budget=args.budget,
@@ -73,13 +54,7 @@ def main() -> None:
         config.seed,
         hidden=[module.weight for module in linear],
     )
-    preview = Preview(pipeline, recipe.preview_every, args.out)
-    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
-    draw = read_batches(recipe.emoji, vae, pipeline.tokenizer)
-    train(state, noising, draw, config, args.out, answer=answer, watch=[preview])
-    export(state, pipeline, args.out / "pipeline")
-    for name, value in digests(args.out / "pipeline").items():
-        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
+    learn_emoji(recipe.emoji, pipeline, state, config, args.out, answer)
 
 
 def answer(state: TrainState, given: DenoiserInput, input_ids: Tensor) -> Tensor:

@@ -4,28 +4,16 @@ Run it as `python recipes/emoji_unet.py --budget 3600 --out runs/emoji-unet`. Th
 run, and exports a finished one again.
 """
 
-import argparse
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from emoji import (
-    Emoji,
-    Preview,
-    build_scheduler,
-    build_text_encoder,
-    export,
-    fit_autoencoder,
-    learn_words,
-    read_batches,
-)
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from emoji import Emoji, build_scheduler, build_text_encoder, fit_autoencoder, learn_emoji, learn_words, options
 from transformers import CLIPTokenizer
 
 from whenwhere.models.patch_pca import PatchPCA
-from whenwhere.train.diffusion import TrainConfig, train
+from whenwhere.train.diffusion import TrainConfig
 from whenwhere.train.state import TrainState
-from whenwhere.zoo.load import digests
 
 
 @dataclass(frozen=True)
@@ -38,30 +26,17 @@ class Recipe:
     heads: int = 4
     batch_size: int = 32
     seed: int = 0
-    preview_every: float = 1200.0  # seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, required=True, help="seconds of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/emoji-unet"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast: 1.5 times as fast on a CPU with AMX")
-    args = parser.parse_args()
+    args = options(__doc__, "runs/emoji-unet").parse_args()
     recipe = Recipe()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
-    vae = fit_autoencoder(recipe.emoji)
-    pipeline = build(recipe, vae, learn_words(recipe.emoji))
+    pipeline = build(recipe, fit_autoencoder(recipe.emoji), learn_words(recipe.emoji))
     pipeline.to(args.device)
     config = TrainConfig(budget=args.budget, batch_size=recipe.batch_size, bfloat16=args.bfloat16, seed=recipe.seed)
     state = TrainState(pipeline.unet, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed)
-    preview = Preview(pipeline, recipe.preview_every, args.out)
-    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
-    draw = read_batches(recipe.emoji, vae, pipeline.tokenizer)
-    train(state, noising, draw, config, args.out, watch=[preview])
-    export(state, pipeline, args.out / "pipeline")
-    for name, value in digests(args.out / "pipeline").items():
-        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
+    learn_emoji(recipe.emoji, pipeline, state, config, args.out)
 
 
 def build(recipe: Recipe, vae: PatchPCA, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:

@@ -10,14 +10,13 @@ The same line goes on with an interrupted run, and exports a finished one again.
 """
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import emoji_unet
 import torch
 from diffusers import DDPMScheduler, LCMScheduler, StableDiffusionPipeline
-from emoji import Emoji, export
+from emoji import Emoji, export, options
 from transformers import CLIPTokenizer
 
 from whenwhere.bench.drawing import draw
@@ -25,6 +24,7 @@ from whenwhere.bench.model import open_model
 from whenwhere.models.patch_pca import PatchPCA
 from whenwhere.train.diffusion import Batch, Draw, TrainConfig, learn, train
 from whenwhere.train.distil import DistilConfig, GuidedTeacher
+from whenwhere.train.files import append_row
 from whenwhere.train.latents import encode
 from whenwhere.train.scenes import FACTORS, Reader, SceneOdds, draw_scenes
 from whenwhere.train.state import TrainState
@@ -48,14 +48,10 @@ class Recipe:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, required=True, help="seconds of training")
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    parser = options(__doc__, "runs/scenes")
     parser.add_argument("--student", type=int, default=0, metavar="STEPS", help="distil a student of this many steps")
     parser.add_argument("--teacher", type=Path, default=Path("runs/scenes/pipeline"))
     parser.add_argument("--start", type=Path, help="weights that the student starts from, if not the teacher's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast: twice as fast on CPUs with AMX, and on GPUs")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
     if args.student:
@@ -158,8 +154,7 @@ class Score:
             "stated factors right": round(float(right), 3),
             "error": round(float(reading.error.mean()), 4),
         }
-        with (self.out / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(row, self.out / "scores.jsonl")
         print(row, flush=True)
 
 

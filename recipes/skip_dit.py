@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+from emoji import add_bfloat16, halve
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from whenwhere.models import SkipDiTTransformer2DModel
 from whenwhere.models.patch_pca import PatchPCA
@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--bfloat16", action="store_true", help="autocast: twice as fast on CPUs with AMX, and on GPUs")
+    add_bfloat16(parser)
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--snapshots", type=int, default=0, help="keep the mean of the weights every so many steps")
     parser.add_argument("--learned-variance", action="store_true", help="DiT's own loss")
@@ -168,8 +168,7 @@ def export(run: ClassRun, pipeline: DiTPipeline, folder: Path) -> None:
     run.model.eval()
     with run.mean.held():
         pipeline.to("cpu").save_pretrained(folder, safe_serialization=True)
-    for file in folder.rglob("*.safetensors"):
-        save_file({name: value.half() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    halve(folder)
 
 
 def draw(folder: Path, file: Path, classes: int = 48) -> None:
