@@ -149,6 +149,64 @@ def test_a_naive_loop_agrees(method, full):
     assert (latents - expected).norm() / expected.norm() < 1e-6
 
 
+@contextmanager
+def naive_flux(network: nn.Module, full: list[int]) -> Iterator[None]:
+    """Parts of double blocks, and the one branch of single blocks, are stored as they come out of their modules."""
+    step = count()
+    now = {}
+
+    def stored(module: nn.Module):
+        own, kept = module.forward, {}
+
+        def forward(*args: object, **kwargs: object) -> object:
+            if now["full"]:
+                kept["output"] = own(*args, **kwargs)
+            return kept["output"]
+
+        return forward
+
+    def single(block: nn.Module):
+        kept = {}
+
+        def forward(hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, image_rotary_emb, **_: object):
+            x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+            modulated, gate = block.norm(x, emb=temb)
+            if now["full"]:
+                a = block.attn(hidden_states=modulated, image_rotary_emb=image_rotary_emb)
+                m = torch.nn.functional.gelu(block.proj_mlp(modulated), approximate="tanh")
+                kept["branch"] = block.proj_out(torch.cat([a, m], dim=2))
+            x = x + gate.unsqueeze(1) * kept["branch"]
+            return x.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
+
+        return forward
+
+    handle = network.register_forward_pre_hook(lambda *_: now.update(full=next(step) in full))
+    parts = [part for block in network.transformer_blocks for part in (block.attn, block.ff, block.ff_context)]
+    for part in parts:
+        part.forward = stored(part)
+    for block in network.single_transformer_blocks:
+        block.forward = single(block)
+    yield
+    handle.remove()
+    for module in (*parts, *network.single_transformer_blocks):
+        del module.forward
+
+
+def test_a_naive_loop_agrees_where_attention_and_mlp_share_a_branch():
+    pipe = build("flux")
+    with naive_flux(pipe.transformer, [0, 1, 4, 7]):
+        expected = run("flux", pipe, steps=8, prompts=2)
+    with attach(pipe, FORA(interval=3)) as attachment:
+        latents = run("flux", pipe, steps=8, prompts=2)
+    assert (latents - expected).norm() / expected.norm() < 1e-6
+    assert attachment.trace.row("single_transformer_blocks.0.proj_out") == "##..#..#"
+
+
+def test_a_shared_branch_is_reused_only_where_both_its_parts_are():
+    table = whenwhere.plan(build("flux"), FORA(2, branches=("joint-attention",)), steps=6)
+    assert {site.kind for site in table.sites} == {"model", "joint-attention"}
+
+
 def test_modules_run_at_full_steps_only():
     pipe, calls = build("pixart-sigma"), []
     for block in pipe.transformer.transformer_blocks:

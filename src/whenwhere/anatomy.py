@@ -115,6 +115,8 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
         sites.append(Site(part.kind, path, seen[part.kind], counts[part.kind], side, depth))
         seen[part.kind] += 1
     sites = _number_blocks(sites, anatomy.sequence)
+    joined = {site.block for site in sites if site.kind is Kind.PROJECTION}
+    sites = [replace(site, parallel=site.kind is not Kind.BLOCK and site.block in joined) for site in sites]
     sites = _mark_carriers([_mirrored(site) for site in sites] if anatomy.mirrored else sites)
     return dict(zip(sites, (module for *_, module in found), strict=True))
 

@@ -21,10 +21,12 @@ _ORDER = (
     ("downsamplers", "upsamplers"),
     ("blocks", "transformer_blocks", "temporal_transformer_blocks"),
     ("single_transformer_blocks",),
+    ("proj_mlp",),
     ("attn", "attn1"),
     ("attn2",),
     ("ff", "ffn"),
     ("ff_context",),
+    ("proj_out",),
 )
 
 _MODEL = Part(Kind.MODEL, "")
@@ -207,7 +209,9 @@ FLUX = Anatomy(
         Part(Kind.MLP, "transformer_blocks.*.ff"),
         Part(Kind.MLP, "transformer_blocks.*.ff_context"),
         Part(Kind.BLOCK, "single_transformer_blocks.*"),
+        Part(Kind.EXPANSION, "single_transformer_blocks.*.proj_mlp"),
         Part(Kind.JOINT_ATTENTION, "single_transformer_blocks.*.attn"),
+        Part(Kind.PROJECTION, "single_transformer_blocks.*.proj_out"),
     ),
     sequence=_ORDER,
     rows=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"),

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     CROSS_ATTENTION = "cross-attention"
     JOINT_ATTENTION = "joint-attention"
     MLP = "mlp"
+    EXPANSION = "expansion"  # the first half of an MLP whose second half is part of a block's projection
+    PROJECTION = "projection"  # what joins attention and such an MLP into one residual branch (Flux's single blocks)
 
 
 class Side(StrEnum):
@@ -47,6 +49,7 @@ class Site:
         block: number of the transformer block that it is or lies in, from 0; blocks over space and over time that take
             turns count as one. `None` outside of blocks.
         blocks: how many blocks there are, counted so.
+        parallel: whether it lies in a block with such a projection: what it puts out flows on through that one only.
         carries: true for the last site of its kind on its rung: its output is what the next shallower rung receives.
     """
 
@@ -59,6 +62,7 @@ class Site:
     carries: bool = False
     block: int | None = None
     blocks: int = 0
+    parallel: bool = False
 
     @property
     def beside(self) -> bool:

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..clock import Step
-from ..decision import Compute, Decision, Reuse, whole
+from ..decision import Compute, Decision, Reuse, outline, whole
 from ..method import Method, Setting
 from ..ranges import at_least, one_of
 from ..site import Kind, Site
 
 _BRANCHES = (Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION, Kind.MLP)
+_TOGETHER = (Kind.EXPANSION, Kind.PROJECTION)  # of a branch that attention and MLP share
 
 
 @dataclass(frozen=True)
 class FORA(Method):
     """FORA.
 
-    What is kept is the output of a residual branch before its gate. Steps s count evaluations from 0.
+    What is kept is the output of a residual branch before its gate; where attention and MLP share one branch (Flux's
+    single blocks), that of both. Steps s count evaluations from 0.
 
     Attributes:
         interval: N, at least 1: everything is computed every N steps; 1 is the plain run.
@@ -47,7 +49,7 @@ class FORA(Method):
     start_step: int = 0
     end_step: int | None = None
 
-    kinds: ClassVar = frozenset(_BRANCHES)
+    kinds: ClassVar = frozenset({*_BRANCHES, *_TOGETHER})
     idle_reason: ClassVar = "every step is a full one; choose a larger interval, or a wider window."
 
     def __post_init__(self) -> None:
@@ -65,7 +67,13 @@ class FORA(Method):
 
     def asks(self, site: Site) -> bool:
         """The branches of the chosen blocks."""
-        return site.kind in self.branches and (not self.blocks or site.block in self.blocks)
+        chosen = site.kind in self.branches or (site.kind in _TOGETHER and self._joins)
+        return chosen and (not self.blocks or site.block in self.blocks)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether a branch of attention and MLP together is reused."""
+        return {Kind.JOINT_ATTENTION, Kind.MLP} <= set(self.branches)
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """The chosen blocks must exist."""
@@ -91,6 +99,7 @@ class FORA(Method):
             return step.index % self.interval == 0
         return step.index == 0 or (step.count - 1 - step.index) % self.interval == 0
 
-    def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
-        """Full steps compute and keep, the others reuse."""
-        return Compute(whole) if self.full(step) else Reuse()
+    def decide(self, site: Site, step: Step) -> Decision | None:
+        """Full steps compute and keep, the others reuse; of what only a projection reads, the shape will do."""
+        keep = outline if site.parallel and self._joins and site.kind is not Kind.PROJECTION else whole
+        return Compute(keep) if self.full(step) else Reuse(keep)
