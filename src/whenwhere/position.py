@@ -5,12 +5,13 @@ only from it, so the same words fit every number of steps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from . import ranges
 from .clock import Step
+from .method import Method
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -97,6 +98,36 @@ def told(method: object, name: str, step: Step, settled: int) -> str:
     return (
         "" if isinstance(value, int) else f"{type(method).__name__}: {name}={value} is step {settled} of {step.count}"
     )
+
+
+class FromStep(Method):
+    """A method that does one thing from a step of the schedule on."""
+
+    step: Position  # m: evaluations before it
+    does: ClassVar[str]  # from then on, for its errors
+
+    def __post_init__(self) -> None:
+        position("step", self.step, minimum=1)
+
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """Only where the step is a threshold."""
+        return is_threshold(self.step)
+
+    def first(self, step: Step) -> int:
+        """m in the schedule of this step.
+
+        Raises:
+            ValueError: it lies behind the last step.
+        """
+        m = settle(self.step, step, self)
+        if m > step.count:
+            raise ValueError(f"{self} {self.does} at step {m}, but only {step.count} steps are executed.")
+        return m
+
+    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """Which step it is."""
+        return told(self, "step", step, self.first(step))
 
 
 def noise_levels(scheduler: Any, timesteps: Sequence[float | None]) -> list[float | None]:

@@ -4,15 +4,14 @@ T-GATE freezes cross-attention and drops guidance at one step. Here the first is
 can have its own step, and what each is worth can be told: with `GuidanceStop` at the same step it is T-GATE.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ..clock import Step
 from ..decision import Compute, Decision, Keep
 from ..decisions.branches import ReuseAcross, branch_mean, each_branch
-from ..method import Method
-from ..position import Position, is_threshold, position, settle, told
+from ..position import FromStep, Position
 from ..ranges import one_of
 from ..site import Kind, Site
 
@@ -20,7 +19,7 @@ _KEEPS: dict[str, Keep] = {"each": each_branch, "mean": branch_mean}
 
 
 @dataclass(frozen=True)
-class CrossAttentionFreeze(Method):
+class CrossAttentionFreeze(FromStep):
     """Freeze cross-attention after m evaluations, with or without guidance.
 
     Attributes:
@@ -39,33 +38,18 @@ class CrossAttentionFreeze(Method):
     anchor: Literal["each", "mean"] = "each"
 
     kinds: ClassVar = frozenset({Kind.CROSS_ATTENTION})
+    does: ClassVar = "freezes"
     lasting: ClassVar = True
     idle_reason: ClassVar = "cross-attention is frozen only after the last step."
 
     def __post_init__(self) -> None:
-        position("step", self.step, minimum=1)
+        super().__post_init__()
         one_of("anchor", self.anchor, _KEEPS)
-
-    @property
-    def reads_timestep(self) -> bool:  # type: ignore[override]
-        """Only where the step is a threshold."""
-        return is_threshold(self.step)
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """It needs cross-attention."""
         if not any(site.kind is Kind.CROSS_ATTENTION for site in sites):
             raise ValueError(f"{self} needs cross-attention; {model} has none. GuidanceStop works on this model.")
-
-    def first(self, step: Step) -> int:
-        """m in the schedule of this step."""
-        m = settle(self.step, step, self)
-        if m > step.count:
-            raise ValueError(f"{self} freezes at step {m}, but only {step.count} steps are executed.")
-        return m
-
-    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Which step it is."""
-        return told(self, "step", step, self.first(step))
 
     def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         """Keep at step m - 1, reuse from m on."""

@@ -4,22 +4,21 @@ From step m on the denoiser runs on the conditional branch alone; nothing is kep
 part of the schedule was studied by Kynkäänniemi et al., 2024 (https://arxiv.org/abs/2404.07724).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from ..anatomy import Role
 from ..clock import Step
 from ..decision import Decision
 from ..decisions.branches import OneBranch, first_call, second_call
-from ..method import Method
-from ..position import Position, is_threshold, position, settle, told
+from ..position import FromStep, Position
 from ..ranges import one_of
 from ..site import Kind, Site
 
 
 @dataclass(frozen=True)
-class GuidanceStop(Method):
+class GuidanceStop(FromStep):
     """Stop classifier-free guidance after m evaluations.
 
     Where guidance is a second call of the denoiser, that call is answered with what the first one returned.
@@ -38,37 +37,22 @@ class GuidanceStop(Method):
     branch: Literal["conditional", "unconditional"] = "conditional"
 
     kinds: ClassVar = frozenset({Kind.MODEL})
+    does: ClassVar = "stops guidance"
     idle_reason: ClassVar = (
         "guidance was off, or stops only after the last step. Where the pipeline does not tell (DiTPipeline), say "
         "attach(..., guidance=True)."
     )
 
     def __post_init__(self) -> None:
-        position("step", self.step, minimum=1)
+        super().__post_init__()
         one_of("branch", self.branch, ("conditional", "unconditional"))
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """Every denoiser will do."""
 
-    @property
-    def reads_timestep(self) -> bool:  # type: ignore[override]
-        """Only where the stop is a threshold."""
-        return is_threshold(self.step)
-
-    def stop(self, step: Step) -> int:
-        """m in the schedule of this step."""
-        m = settle(self.step, step, self)
-        if m > step.count:
-            raise ValueError(f"{self} stops guidance at step {m}, but only {step.count} steps are executed.")
-        return m
-
-    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Which step it is."""
-        return told(self, "step", step, self.stop(step))
-
     def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         """One branch from step m on."""
-        if step.index < self.stop(step):
+        if step.index < self.first(step):
             return None
         if step.branches > 1:
             return OneBranch(Role(self.branch))
@@ -76,4 +60,4 @@ class GuidanceStop(Method):
 
     def renews(self, step: Step) -> bool:
         """Where the batch shrinks."""
-        return step.index == self.stop(step) and step.branches > 1
+        return step.index == self.first(step) and step.branches > 1

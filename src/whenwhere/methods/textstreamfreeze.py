@@ -7,20 +7,19 @@ it, the keys and values of every block, and then the text's whole stream has not
 T-GATE, and no paper vouches for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..clock import Step
 from ..decision import Decision
 from ..decisions.textstream import FrozenText, KeepText, LeaveOut, TextBlock
-from ..method import Method
-from ..position import Position, is_threshold, position, settle, told
+from ..position import FromStep, Position
 from ..site import Kind, Site
 
 
 @dataclass(frozen=True)
-class TextStreamFreeze(Method):
+class TextStreamFreeze(FromStep):
     """Freeze the text's keys and values in joint attention after m evaluations, and stop the text's stream there.
 
     Guidance is left as it is: every branch keeps its own. Dropping it too is `GuidanceStop`.
@@ -37,16 +36,9 @@ class TextStreamFreeze(Method):
     step: Position = 10
 
     kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP})
+    does: ClassVar = "freezes"
     lasting: ClassVar = True
     idle_reason: ClassVar = "the text is frozen only after the last step."
-
-    def __post_init__(self) -> None:
-        position("step", self.step, minimum=1)
-
-    @property
-    def reads_timestep(self) -> bool:  # type: ignore[override]
-        """Only where the step is a threshold."""
-        return is_threshold(self.step)
 
     def asks(self, site: Site) -> bool:
         """Joint attentions, their blocks, and the text's MLPs."""
@@ -59,17 +51,6 @@ class TextStreamFreeze(Method):
                 f"{self} freezes the text in joint attention; {model} has none. CrossAttentionFreeze and TGate work "
                 "where there is cross-attention."
             )
-
-    def first(self, step: Step) -> int:
-        """m in the schedule of this step."""
-        m = settle(self.step, step, self)
-        if m > step.count:
-            raise ValueError(f"{self} freezes at step {m}, but only {step.count} steps are executed.")
-        return m
-
-    def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Which step it is."""
-        return told(self, "step", step, self.first(step))
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Keep at step m - 1, leave the text out from m on."""
