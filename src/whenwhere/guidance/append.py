@@ -1,30 +1,26 @@
 """Value sign flip in cross-attention: one attention over both texts, the negative one's values with the other sign."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..decision import Call, Decision, Output, Slot
+from ..decision import Call, Output, Slot
 from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, projections, tapped
 from .cross import named_arguments
-from .edits import Tally
+from .edits import Guided, Tally
 from .network import Projected
 from .text import Size, spread
 
 
 @dataclass(frozen=True, slots=True)
-class Append(Decision):
+class Append(Guided):
     """Put the negative text behind the positive one: its values times -a, its logits lowered by b."""
 
     scale: float
     offset: float
     size: Size
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = "guided away from the negative text"
 
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Run the stock processor on a longer text, under a mask that holds the offset."""
@@ -37,8 +33,7 @@ class Append(Decision):
         negative = spread(text[0], len(own))
         named["encoder_hidden_states"] = torch.cat([own, negative], 1)
         named["attention_mask"] = self._mask(own, named.get("attention_mask"), negative, text[1])
-        tally = Tally.of(call.notes)
-        tally.visit(call.site, call.step.index, len(own))
+        Tally.at(call, len(own))
         values = projections(call.module, "to_v", "to_kv")
         with tapped({module: self._tap(name, own.shape[1]) for name, module in values.items()}):
             return call.forward(**named)

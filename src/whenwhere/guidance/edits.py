@@ -2,13 +2,20 @@
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from ..site import Site
+from ..decision import Call, Decision
 from .operator import Norm, blend, bound, nasa
+
+
+class Guided(Decision):
+    """What all decisions of guidance look like in a table."""
+
+    symbol: ClassVar[str] = "g"
+    name: ClassVar[str] = "guided away from the negative text"
 
 
 class Edit(Protocol):
@@ -87,11 +94,14 @@ class Tally:
         """The tally in a method's notes."""
         return notes.setdefault("tally", cls())  # type: ignore[no-any-return]
 
-    def visit(self, site: Site, step: int, rows: int) -> None:
-        """Note where and when, and how many rows."""
-        self.layers[site.path] = None
-        self.steps.add(step)
-        self.rows = rows
+    @classmethod
+    def at(cls, call: Call, rows: int) -> "Tally":
+        """The tally of a call's method, with where and when it is called noted, and how many rows."""
+        tally = cls.of(call.notes)
+        tally.layers[call.site.path] = None
+        tally.steps.add(call.step.index)
+        tally.rows = rows
+        return tally
 
     def add(self, ratio: Tensor, factor: Tensor, scale: float) -> None:
         """Note what the norms of some tokens said, (B, N, 1) each."""

@@ -8,19 +8,17 @@ from torch import Tensor
 from ..decision import Call, Decision, Output, Slot
 from ..pricing.unit import Macs, Unit
 from .cross import Twice
-from .edits import Edit, Tally
+from .edits import Edit, Guided, Tally
 from .text import Size
 
 
 @dataclass(frozen=True, slots=True)
-class Guide(Decision):
+class Guide(Guided):
     """Guide the conditional rows of a cross-attention with remembered keys and values of the negative text."""
 
     edit: Edit
     size: Size
 
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = "guided away from the negative text"
     recalls: ClassVar[bool] = True
 
     def apply(self, call: Call, slot: Slot) -> Output:
@@ -41,15 +39,12 @@ class Guide(Decision):
 
 
 @dataclass(frozen=True, slots=True)
-class GuideAnew(Decision):
+class GuideAnew(Guided):
     """Guide, and remember the keys and values of the negative text."""
 
     edit: Edit
     size: Size
     keep: bool = True
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Guide.name
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Run, keep."""
@@ -84,10 +79,8 @@ class GuideAnew(Decision):
 
 def guided(call: Call, edit: Edit, keys: dict[str, Tensor] | None) -> tuple[Output, dict[str, Tensor]]:
     """Run a cross-attention guided; gives its output, and the keys and values of the negative text."""
-    tally = Tally.of(call.notes)
+    tally = Tally.at(call, call.branches.samples if call.branches else 0)
     twice = Twice(
         call, call.notes["text"], {**(keys or {})}, lambda positive, negative: edit(positive, negative, tally)
     )
-    output = twice.run()
-    tally.visit(call.site, call.step.index, call.branches.samples if call.branches else 0)
-    return output, twice.keys
+    return twice.run(), twice.keys

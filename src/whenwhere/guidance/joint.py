@@ -2,100 +2,50 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..decision import Call, Decision, Output, Slot
+from ..decision import Call, Output, Slot
 from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, tapped
 from .cross import conditional_rows
-from .edits import Edit, Tally
-from .network import network_of
-from .provide import ProvideAnew, projected
+from .edits import Edit, Guided, Tally
+from .network import Projected, network_of
+from .provide import Given
 from .streams import Companion, SingleBlock, block_of
 from .text import Size, spread
 
 
 @dataclass(frozen=True, slots=True)
-class Accompany(Decision):
-    """Send the negative text through the denoiser beside the positive one; how it was projected is remembered."""
+class Accompany(Given):
+    """Send the negative text through the denoiser beside the positive one."""
 
     size: Size
     pooled: bool
 
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = "guided away from the negative text"
-    recalls: ClassVar[bool] = True
-
-    def apply(self, call: Call, slot: Slot) -> Output:
-        """Recall, run."""
-        return accompanied(call, slot.value)
-
-    def fresh(self) -> Decision:
-        """Project it."""
-        return AccompanyAnew(self.size, self.pooled)
+    def run(self, call: Call, text: Projected) -> Output:
+        """Run the denoiser with a companion in the method's notes."""
+        rows = conditional_rows(call, len(call.tokens))
+        companion = Companion(rows, spread(text[0], rows.stop - rows.start))
+        call.notes["companion"] = companion
+        try:
+            with tapped(dict(_embeddings(call, companion))):
+                output = call.run()
+        finally:
+            del call.notes["companion"]
+        if companion.visited != companion.blocks:
+            skipped = companion.blocks - companion.visited
+            raise ValueError(
+                f"{call.method}: another method skipped {skipped} of {companion.blocks} blocks in "
+                f"step {call.step.index}, through which the negative text must go; keep their windows apart."
+            )
+        return output
 
     def extra(self, unit: Unit, samples: int) -> Macs:
         """The time embedding of the negative pooled vector."""
         return unit.part("time_text_embed").times(samples) if self.pooled else Macs()
-
-
-@dataclass(frozen=True, slots=True)
-class AccompanyAnew(Decision):
-    """The same, and remember the text as it was projected."""
-
-    size: Size
-    pooled: bool
-    keep: bool = True
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Accompany.name
-
-    def apply(self, call: Call, slot: Slot) -> Output:
-        """Project, keep, run."""
-        text = projected(call)
-        if self.keep:
-            slot.put(text, call)
-        return accompanied(call, text)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a later step wants it."""
-        return self.keep
-
-    def bare(self) -> Decision:
-        """Without keeping."""
-        return AccompanyAnew(self.size, self.pooled, keep=False)
-
-    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:
-        """The text."""
-        return ProvideAnew(self.size).held_bytes(unit, branches, samples)
-
-    def extra(self, unit: Unit, samples: int) -> Macs:
-        """The projection, and the time embedding."""
-        again = Accompany(self.size, self.pooled).extra(unit, samples)
-        return ProvideAnew(self.size).extra(unit, samples) + again
-
-
-def accompanied(call: Call, text: Any) -> Output:
-    """Run the denoiser with a companion in the method's notes."""
-    rows = conditional_rows(call, len(call.tokens))
-    companion = Companion(rows, spread(text[0], rows.stop - rows.start))
-    call.notes["companion"] = companion
-    try:
-        with tapped(dict(_embeddings(call, companion))):
-            output = call.run()
-    finally:
-        del call.notes["companion"]
-    if companion.visited != companion.blocks:
-        skipped = companion.blocks - companion.visited
-        raise ValueError(
-            f"{call.method}: another method skipped {skipped} of {companion.blocks} blocks in "
-            f"step {call.step.index}, through which the negative text must go; keep their windows apart."
-        )
-    return output
 
 
 def _embeddings(call: Call, companion: Companion) -> Iterator[tuple[nn.Module, Tap]]:
@@ -136,13 +86,10 @@ def _tap_positions(companion: Companion, positive: int) -> Tap:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside(Decision):
+class Beside(Guided):
     """Run a block for the negative text too."""
 
     size: Size
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Accompany.name
 
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Run for both."""
@@ -177,21 +124,18 @@ _OF_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_qkv", "proj_mlp", 
 
 
 @dataclass(frozen=True, slots=True)
-class GuideJoint(Decision):
+class GuideJoint(Guided):
     """Guide the conditional image tokens of a joint attention."""
 
     edit: Edit
 
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Accompany.name
-
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Tell the block how, run."""
         companion: Companion = call.notes["companion"]
-        block, tally = companion.block, Tally.of(call.notes)
+        block = companion.block
         if block is None:
             raise RuntimeError(f"{call.site} was called outside its block, so nothing can be guided.")
-        tally.visit(call.site, call.step.index, companion.rows.stop - companion.rows.start)
+        tally = Tally.at(call, companion.rows.stop - companion.rows.start)
         block.guide = lambda positive, negative: self.edit(positive, negative, tally)
         output = call.run()
         return block.guided(output) if isinstance(block, SingleBlock) else output

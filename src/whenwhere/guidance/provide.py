@@ -1,5 +1,6 @@
 """The negative text at the model: taken from where it comes, projected once, given to the attentions inside."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,45 +9,44 @@ from ..anatomy import Role
 from ..decision import Call, Decision, Output, Slot
 from ..pricing.unit import Macs, Unit
 from .cross import conditional_rows
+from .edits import Guided
 from .network import Projected, network_of
 from .text import Size, Text
 
 
-@dataclass(frozen=True, slots=True)
-class Provide(Decision):
-    """Give the attentions inside the negative text as it was projected in an earlier step."""
+class Given(Guided):
+    """Run the denoiser with the negative text as it was projected in an earlier step."""
 
     size: Size
 
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = "guided away from the negative text"
     recalls: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, call: Call, text: Projected) -> Output:
+        """Run the denoiser with a projected text."""
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Recall, run."""
-        return provided(call, slot.value)
+        return self.run(call, slot.value)
 
     def fresh(self) -> Decision:
         """Project it."""
-        return ProvideAnew(self.size)
+        return GivenAnew(self)
 
 
 @dataclass(frozen=True, slots=True)
-class ProvideAnew(Decision):
-    """Project the negative text, give it to the attentions inside, remember it."""
+class GivenAnew(Guided):
+    """The same, but project the negative text, and remember it."""
 
-    size: Size
+    given: Given
     keep: bool = True
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Provide.name
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Project, keep, run."""
         text = projected(call)
         if self.keep:
             slot.put(text, call)
-        return provided(call, text)
+        return self.given.run(call, text)
 
     @property
     def keeps(self) -> bool:
@@ -55,19 +55,36 @@ class ProvideAnew(Decision):
 
     def bare(self) -> Decision:
         """Without keeping."""
-        return ProvideAnew(self.size, keep=False)
+        return GivenAnew(self.given, keep=False)
 
     def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:  # noqa: ARG002
         """The text, (R, T, D), and its mask, (R, 1, T)."""
-        return self.size.rows_for(samples) * self._tokens(unit) * self.size.numbers * unit.itemsize
+        size = self.given.size
+        return size.rows_for(samples) * self._tokens(unit) * size.numbers * unit.itemsize
 
     def extra(self, unit: Unit, samples: int) -> Macs:
-        """The projection, once for every row of the text."""
-        positive = unit.attended.text if unit.attended else 1
-        return unit.part(*self.size.projections).times(self.size.rows_for(samples) * self._tokens(unit) / positive)
+        """The projection, once for every row of the text, beside what is spent every time."""
+        size, positive = self.given.size, unit.attended.text if unit.attended else 1
+        projection = unit.part(*size.projections).times(size.rows_for(samples) * self._tokens(unit) / positive)
+        return projection + self.given.extra(unit, samples)
 
     def _tokens(self, unit: Unit) -> int:
-        return self.size.tokens_beside(unit.attended.text if unit.attended else 1)
+        return self.given.size.tokens_beside(unit.attended.text if unit.attended else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Provide(Given):
+    """Give the attentions inside the negative text."""
+
+    size: Size
+
+    def run(self, call: Call, text: Projected) -> Output:
+        """Run with the text in the method's notes, and take it out again."""
+        call.notes["text"] = text
+        try:
+            return call.run()
+        finally:
+            del call.notes["text"]
 
 
 def projected(call: Call) -> Projected:
@@ -115,12 +132,3 @@ def _of_guidance(call: Call, arguments: Mapping[str, str]) -> Text:
     rows = call.branches.rows_of(Role.UNCONDITIONAL, len(call.tokens))
     given = {part: call.kwargs.get(argument) for part, argument in arguments.items()}
     return Text(**{part: value[rows] for part, value in given.items() if value is not None})
-
-
-def provided(call: Call, text: Projected) -> Output:
-    """Run with the text in the method's notes, and take it out again."""
-    call.notes["text"] = text
-    try:
-        return call.run()
-    finally:
-        del call.notes["text"]

@@ -6,16 +6,16 @@ positive time embedding. The prediction is the first copy's.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..decision import Call, Decision, Output, Slot, map_tensors
+from ..decision import Call, Output, Slot, map_tensors
 from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, tapped
 from .cross import conditional_rows
-from .edits import Edit, Tally
+from .edits import Edit, Guided, Tally
 from .provide import negative_text
 from .text import Size, spread
 
@@ -23,13 +23,10 @@ _WITH_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples"
 
 
 @dataclass(frozen=True, slots=True)
-class Double(Decision):
+class Double(Guided):
     """Run the denoiser for both texts at once, and return what the first of them gives."""
 
     size: Size
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = "guided away from the negative text"
 
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Repeat every argument that holds rows; texts and pooled vectors are each copy's own."""
@@ -58,11 +55,8 @@ class Double(Decision):
 
 
 @dataclass(frozen=True, slots=True)
-class OneTime(Decision):
+class OneTime(Guided):
     """Give both copies of the image the time embedding of the first in a block with two sets of weights."""
-
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Double.name
 
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Run under a tap of the image's norm."""
@@ -83,19 +77,15 @@ def _tap_norm(original: Forward) -> Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class GuideBoth(Decision):
+class GuideBoth(Guided):
     """Write the guided image tokens into both copies."""
 
     edit: Edit
 
-    symbol: ClassVar[str] = "g"
-    name: ClassVar[str] = Double.name
-
     def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
         """Guide before the output projection, or what an attention without one puts out."""
         attn: Any = call.module
-        tally = Tally.of(call.notes)
-        tally.visit(call.site, call.step.index, len(call.tokens) // 2)
+        tally = Tally.at(call, len(call.tokens) // 2)
         if hasattr(attn, "to_out"):
             with tapped({attn.to_out[0]: self._tap_output(tally)}):
                 return call.run()
