@@ -14,7 +14,7 @@ from ..calibration import calibrate
 from ..decisions.measuring import Granularity, units
 from ..families import FAMILIES
 from ..finding import denoiser_of
-from .choice import Choice
+from .choice import Choice, Rival
 from .drawing import draw
 from .drift import least_drift, mean_changes
 from .environment import Environment
@@ -47,11 +47,7 @@ def tune(
         ValueError: prompts or seeds are not held out, or nothing reaches the goal.
         ImportError: Optuna or torchmetrics is not installed.
     """
-    shared = {(p, s) for p in task.prompts for s in task.seeds} & {
-        (p, s) for p in held_out.prompts for s in held_out.seeds
-    }
-    if shared:
-        raise ValueError(f"{len(shared)} pairs of prompt and seed are both tuned on and held out; keep them apart.")
+    _keep_apart(task, held_out)
     studio = Studio(task)
     watch("measuring changes from step to step")
     known = tuple(open_forms(studio, calibration))
@@ -59,12 +55,6 @@ def tune(
     chosen = Variant.of(best.text)
     own, rivals, verdicts = hold_out(held_out, chosen, studio, known, watch)
     setting = job_of(task, PLAIN, "", 0, 0)
-    if goal.kind == "speedup" and own.speed_up.value < goal.value:
-        said.append(
-            f"On held-out prompts the speed-up is {own.speed_up.value:.2f}, below the {goal.value:g} asked for."
-        )
-    if goal.kind == "psnr" and own.psnr.value < goal.value:
-        said.append(f"On held-out prompts PSNR is {own.psnr.value:.1f} dB, below the {goal.value:g} asked for.")
     return Choice(
         model=setting.model,
         revision=setting.revision,
@@ -76,9 +66,25 @@ def tune(
         calibration=str(calibration) if str(calibration) in chosen.expression else "",
         own=own,
         rivals=rivals,
-        said=(*said, *verdicts),
+        said=(*said, *_missed(goal, own), *verdicts),
         environment=asdict(Environment.here(task.model.device)),
     )
+
+
+def _keep_apart(task: Task, held_out: Task) -> None:
+    """No pair of prompt and seed is both tuned on and held out; raises ValueError."""
+    tuned, judged = ({(p, s) for p in one.prompts for s in one.seeds} for one in (task, held_out))
+    if shared := tuned & judged:
+        raise ValueError(f"{len(shared)} pairs of prompt and seed are both tuned on and held out; keep them apart.")
+
+
+def _missed(goal: Goal, own: Rival) -> list[str]:
+    """What has to be said where a choice does not reach on held-out prompts what it was chosen for."""
+    if goal.kind == "speedup" and own.speed_up.value < goal.value:
+        return [f"On held-out prompts the speed-up is {own.speed_up.value:.2f}, below the {goal.value:g} asked for."]
+    if goal.kind == "psnr" and own.psnr.value < goal.value:
+        return [f"On held-out prompts PSNR is {own.psnr.value:.1f} dB, below the {goal.value:g} asked for."]
+    return []
 
 
 def open_forms(studio: Studio, calibration: Path) -> list[Form]:

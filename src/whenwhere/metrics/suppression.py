@@ -80,23 +80,33 @@ def success(
     gone = seen[:, factor] != value
     kept = ((seen == wanted) | ~stated).all(dim=1)
     fine = error <= limit
-    joint = gone & kept & fine
-    free = ~stated.clone()
+    free = ~stated
     free[:, factor] &= gone
-    possible = [count - (place == factor) for place, count in enumerate(counts)]
-    spreads = [
-        spread(seen[free[:, place], place].tolist(), many)
-        for place, many in enumerate(possible)
-        if many > 1 and not stated[:, place].all()
-    ]
     return Success(
         suppressed=share_of(gone),
         retained=share_of(kept),
-        joint=share_of(joint),
+        joint=share_of(gone & kept & fine),
         readable=share_of(fine),
-        diversity=sum(spreads) / len(spreads) if spreads else 0.0,
+        diversity=diversity(seen, free, ~stated.all(dim=0), [count - (i == factor) for i, count in enumerate(counts)]),
         pictures=len(seen),
     )
+
+
+def diversity(seen: Tensor, free: Tensor, counted: Tensor, possible: Sequence[int]) -> float:
+    """The mean spread of the factors, 0 where there is none to count.
+
+    Args:
+        seen: numbers of values, (B, F).
+        free: whether a value is looked at, (B, F), bool.
+        counted: which factors are, (F,), bool.
+        possible: how many values each of them has; one of a single value is not counted.
+    """
+    spreads = [
+        spread(seen[free[:, place], place].tolist(), many)
+        for place, many in enumerate(possible)
+        if many > 1 and counted[place]
+    ]
+    return sum(spreads) / len(spreads) if spreads else 0.0
 
 
 def share_of(hits: Tensor) -> Share:

@@ -89,16 +89,9 @@ def train_classes(
     Raises:
         ValueError: a first stage without long skips, or a `state.pt` that is damaged or of another network.
     """
-    silence_label_dropout(model)
-    if config.checkpointing:
-        model.enable_gradient_checkpointing()  # type: ignore[operator]
-    model.train()  # diffusers checkpoints in training mode alone
-    # Autocast is ours (`precision`), since CPUs need another attention with it.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    run = ClassRun(model, accelerator, config.learning_rate, "skips" if config.skips_first else "all")
+    checkpoint = out / "state.pt"
+    run = _begin(model, config, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-    if (checkpoint := out / "state.pt").exists():
-        run.load(checkpoint)
     since, saved, losses = clock() - run.seconds, run.seconds, []
     while _together(run, run.seconds < config.budget) and run.step < config.steps:
         if run.stage == "skips" and _first_stage_done(run, config):
@@ -116,6 +109,20 @@ def train_classes(
             run.save(checkpoint)
             saved = run.seconds
     run.save(checkpoint)
+    return run
+
+
+def _begin(model: nn.Module, config: ClassTraining, checkpoint: Path) -> ClassRun:
+    """A new run, or the one that was saved; raises ValueError where the model or the file does not fit."""
+    silence_label_dropout(model)
+    if config.checkpointing:
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    model.train()  # diffusers checkpoints in training mode alone
+    # Autocast is ours (`precision`), since CPUs need another attention with it.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    run = ClassRun(model, accelerator, config.learning_rate, "skips" if config.skips_first else "all")
+    if checkpoint.exists():
+        run.load(checkpoint)
     return run
 
 
