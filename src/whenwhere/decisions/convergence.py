@@ -1,74 +1,22 @@
 """Decisions that watch cross-attention converge, and close a gate when it has, for every sample by itself.
 
-What a cross-attention puts out, averaged over the guidance branches, is projected onto a few fixed random directions at
-every step of the window; the distance of two such sketches, divided by the length of the later one, is its relative
-change (Johnson and Lindenstrauss, 1984: projections keep distances). Times the number of steps it is a rate, which does
-not depend on that number. A sample's gate closes when the mean rate of all cross-attentions is small. In a batch, the
-gates close one by one: what a closed sample puts out is that of its own frozen run, whatever the others do, but its
-branch is saved only when all gates are closed.
+What a cross-attention puts out is sketched at every step of the window, and compared with the step before. The change
+times the number of steps is a rate, which does not depend on that number. A sample's gate closes when the mean rate of
+all cross-attentions is small. In a batch, the gates close one by one: what a closed sample puts out is that of its own
+frozen run, whatever the others do, but its branch is saved only when all gates are closed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors
+from ..decision import Call, Compute, Decision, Output, Reuse, Slot, map_tensors
 from ..layout import Branches
 from ..pricing.unit import Macs, Unit
-
-DIRECTIONS = 8
-
-
-def _mean(sketches: Output, branches: Branches | None) -> Output:
-    return sketches if branches is None else map_tensors(sketches, branches.mean)
-
-
-# What is done with sketches of all rows once it is known which rows are which branch.
-_SKETCHED = Keep("sketch", _mean, size=lambda _parts, _branches: 0, folds=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Sketch(Decision):
-    """Run a cross-attention and remember a sketch of its output, (B, N, 8).
-
-    Attributes:
-        branches: guidance branches of the batch.
-    """
-
-    branches: int
-
-    symbol: ClassVar[str] = "#"
-    name: ClassVar[str] = "computed"
-
-    def apply(self, call: Call, slot: Slot) -> Output:
-        """Run, remember."""
-        output = call.run()
-        slot.put((_SKETCHED.of(_sketch(output), call.branches),), call, _SKETCHED.folds_by(call.branches))
-        if call.branches is None:
-            slot.memory.unsettled.append((slot, _SKETCHED, call))
-        return output
-
-    @property
-    def keeps(self) -> bool:
-        """Always."""
-        return True
-
-    def bare(self) -> Decision:
-        """Run the module, nothing else."""
-        return Compute()
-
-    def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:  # noqa: ARG002
-        """One branch's."""
-        return _tokens(unit) * DIRECTIONS * unit.itemsize * samples
-
-    def extra(self, unit: Unit, samples: int) -> Macs:
-        """The projection of every row."""
-        spent = sum(unit.bytes) // unit.itemsize * DIRECTIONS * self.branches * samples
-        return Macs(spent, spent)
+from .sketches import Sketch, change, sketch
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +49,10 @@ class Watch(Decision):
             repeated = torch.cat([mean] * len(branches.roles))
             output = _put_samples(output, repeated, closed, branches.samples, len(branches.roles))
         if self.keep:
-            sketch = branches.mean(_sketch(output))
+            made = branches.mean(sketch(output))
             if self.judged:
-                call.notes.setdefault("changing", []).append(_change(sketch, before, branches.samples))
-            slot.put((sketch, mean), call, len(branches.roles))
+                call.notes.setdefault("changing", []).append(change(made, before, branches.samples))
+            slot.put((made, mean), call, len(branches.roles))
         return output
 
     @property
@@ -204,26 +152,6 @@ def _of_one_branch(call: Call, branches: Branches) -> Call:
     return replace(call, args=(call.tokens[: len(call.tokens) // len(branches.roles)],))
 
 
-def _sketch(output: Tensor) -> Tensor:
-    """(n, N, D) -> (n, N, 8)."""
-    return torch.matmul(output, _directions(output.shape[-1], output.dtype, output.device))
-
-
-@cache
-def _directions(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Fixed random signs, (D, 8)."""
-    drawn = torch.randint(2, (width, DIRECTIONS), generator=torch.Generator().manual_seed(0))
-    return (2 * drawn - 1).to(device, dtype)
-
-
-def _change(now: Tensor, before: Tensor, samples: int) -> Tensor:
-    """||now - before|| / ||now|| of every sample, (B,)."""
-    present, past = (sketch.float().reshape(samples, -1) for sketch in (now, before))
-    length: Tensor = present.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    share: Tensor = (present - past).norm(dim=1) / length
-    return share
-
-
 def _put_samples(into: Tensor, given: Tensor, chosen: Sequence[int], samples: int, branches: int = 1) -> Tensor:
     """A tensor with the rows of some samples, in all branches, taken from another: (branches * n, ...)."""
     changed = into.reshape(branches, samples, -1, *into.shape[1:]).clone()
@@ -236,9 +164,3 @@ def _give_the_survivor(prediction: Tensor, closed: Sequence[int], branches: Bran
     survivor = prediction[branches.rows_of(branches.survivor, len(prediction))]
     repeated = torch.cat([survivor] * len(branches.roles))
     return _put_samples(prediction, repeated, closed, branches.samples, len(branches.roles))
-
-
-def _tokens(unit: Unit) -> int:
-    """Tokens that ask, in all rows that one row of the denoiser's batch has."""
-    assert unit.attended is not None
-    return unit.attended.queries * unit.attended.rows

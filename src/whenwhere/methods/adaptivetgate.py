@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 from ..clock import Step
 from ..decision import Compute, Decision
 from ..decisions.branches import OneBranch
-from ..decisions.convergence import Frozen, Sketch, Undecided, Watch, all_closed
+from ..decisions.convergence import Frozen, Undecided, Watch, all_closed
+from ..decisions.sketches import Sketch
 from ..method import Method
 from ..position import Position, is_threshold, position, settle
 from ..site import Kind, Site
