@@ -8,7 +8,8 @@ from pipelines import build, run
 from whenwhere import GuidanceStop, Sigma, TGate, Timestep, attach, plan
 from whenwhere.clock import Step
 from whenwhere.expression import parse, write, write_full
-from whenwhere.position import noise_levels, settle
+from whenwhere.position import settle
+from whenwhere.schedule import noise_levels
 
 
 def of(*timesteps, sigmas=()):

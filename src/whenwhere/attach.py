@@ -8,7 +8,6 @@ straight on.
 
 import warnings
 from collections.abc import Callable, Sequence
-from inspect import unwrap
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -19,15 +18,15 @@ from .anatomy import Anatomy, Role, find
 from .clock import Clock, Scheduler, Step
 from .decision import Output, map_tensors
 from .families import FAMILIES
-from .finding import denoiser_of, modules_of
+from .finding import denoiser_of, modules_of, refuse_the_attached
 from .front import Front
 from .generation import Generation
 from .layout import argument_reader, declared_roles
 from .method import Method, Setting
 from .plan import Plan
-from .position import noise_levels
 from .pricing.cost import price
 from .pricing.unit import Unit
+from .schedule import executed
 from .site import Kind, Site
 from .table import Column
 
@@ -91,7 +90,7 @@ class Attachment:
         self.anatomy = anatomy
         self._pipe, self._denoiser, self._scheduler, self._guidance = pipe, denoiser, scheduler, guidance
         self._modules = modules_of(pipe, anatomy, self.methods)
-        self._refuse_the_attached()
+        refuse_the_attached(denoiser, self._modules)
         self.sites = tuple(self._modules)
         self._examples: dict[Kind, dict[str, Any]] = {}
         self._units: list[Unit] = []  # what these examples cost; empty until somebody asks
@@ -117,16 +116,6 @@ class Attachment:
         if self._generation is None:
             raise RuntimeError("no generation is running, so there is no present step.")
         return self._generation.column.step
-
-    def _refuse_the_attached(self) -> None:
-        for site, module in self._modules.items():
-            if module is not None and isinstance(
-                unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front
-            ):
-                raise ValueError(
-                    f"{type(self._denoiser).__name__}: something is attached already (found at {site}). "
-                    "Detach it first, or pass all methods to one attach(pipe, ...)."
-                )
 
     # -- what was planned and done -----------------------------------------------------------------------------------
 
@@ -231,7 +220,8 @@ class Attachment:
         if self._guidance is not None:
             declared = self.anatomy.roles if self._guidance else (Role.CONDITIONAL,)
         self._clock.index = 0
-        timesteps, sigmas = self._executed(named.get("timestep"))
+        told = any(method.reads_timestep for method in self.methods)
+        timesteps, sigmas = executed(self._pipe, self._scheduler, named.get("timestep"), told)
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
         skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self.methods:
@@ -241,26 +231,6 @@ class Attachment:
             self.sites, self.methods, self.anatomy, timesteps, declared, modules, sigmas
         )
         return self._generation
-
-    def _executed(self, given: Any) -> tuple[list[float | None], list[float | None]]:
-        """Timesteps and noise levels of this generation. Image-to-image runs the tail of what the scheduler laid out.
-
-        Args:
-            given: the first one, as the denoiser was told.
-        """
-        laid = len(self._scheduler.timesteps)
-        if laid == 0:
-            raise RuntimeError("the scheduler has no timesteps: call its set_timesteps before the denoiser.")
-        told = getattr(self._pipe, "_num_timesteps", None)
-        count = told if isinstance(told, int) and 0 < told <= laid else laid
-        if not any(method.reads_timestep for method in self.methods):
-            return [None] * count, []  # reading them would synchronise the device
-        timesteps: list[float | None] = [float(t) for t in self._scheduler.timesteps]
-        first = laid - count
-        if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
-            first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
-        sigmas = noise_levels(self._scheduler, timesteps)
-        return timesteps[first : first + count], sigmas[first : first + count]
 
     def _stepped(self, samples: int) -> None:
         """The scheduler is about to move."""

@@ -1,11 +1,13 @@
 """Finding what methods are attached to: the denoiser of a pipeline, and those of its sites that a method asks about."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import unwrap
 from typing import Any
 
 from torch import nn
 
 from .anatomy import Anatomy, walk
+from .front import Front
 from .method import Method
 from .site import Kind, Site
 
@@ -44,6 +46,22 @@ def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[S
         everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
     everything[Site(Kind.SCHEDULER, "scheduler", 0, 1)] = None
     return {site: everything[site] for site in choose(everything, methods, type(denoiser).__name__)}
+
+
+def refuse_the_attached(denoiser: nn.Module, modules: Mapping[Site, nn.Module | None]) -> None:
+    """No module of a denoiser has something of ours in front of it.
+
+    Raises:
+        ValueError: one has.
+    """
+    for site, module in modules.items():
+        if module is None:
+            continue
+        if isinstance(unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front):
+            raise ValueError(
+                f"{type(denoiser).__name__}: something is attached already (found at {site}). Detach it first, or "
+                "pass all methods to one attach(pipe, ...)."
+            )
 
 
 def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list[Site]:

@@ -12,10 +12,10 @@ from .families import FAMILIES, PIPELINES
 from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
-from .position import noise_levels
 from .pricing.cost import price
 from .pricing.examples import example_of, example_of_control
 from .pricing.unit import Unit
+from .schedule import noise_levels
 from .site import Kind, Site
 from .table import lay
 

@@ -5,7 +5,7 @@ only from it, so the same words fit every number of steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -128,23 +128,6 @@ class FromStep(Method):
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
         """Which step it is."""
         return told(self, "step", step, self.first(step))
-
-
-def noise_levels(scheduler: Any, timesteps: Sequence[float | None]) -> list[float | None]:
-    """The noise level at every timestep of a scheduler; `None` where it does not tell.
-
-    Args:
-        scheduler: its `sigmas`, or else its `alphas_cumprod`, are read.
-        timesteps: all that it laid out.
-    """
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) >= len(timesteps):
-        return [float(sigma) for sigma in sigmas[: len(timesteps)]]
-    signal = getattr(scheduler, "alphas_cumprod", None)
-    if signal is None or None in timesteps:
-        return [None] * len(timesteps)
-    shares = [float(signal[round(t)]) for t in timesteps if t is not None]
-    return [math.sqrt((1 - share) / share) for share in shares]
 
 
 def _finite(name: str, value: object) -> None:

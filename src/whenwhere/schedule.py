@@ -1,0 +1,55 @@
+"""What a pipeline executes of the steps that its scheduler laid out, with their noise levels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .clock import Scheduler
+
+
+def executed(
+    pipe: object, scheduler: Scheduler, given: object, told: bool
+) -> tuple[list[float | None], list[float | None]]:
+    """Timesteps and noise levels of a generation. Image-to-image runs the tail of what the scheduler laid out.
+
+    Args:
+        pipe: the pipeline, which may know how many steps it runs.
+        scheduler: its own, with timesteps set.
+        given: the first timestep, as the denoiser was told.
+        told: whether timesteps are asked for, which synchronises the device; else every one is `None`.
+
+    Raises:
+        RuntimeError: the scheduler has no timesteps.
+    """
+    laid = len(scheduler.timesteps)
+    if laid == 0:
+        raise RuntimeError("the scheduler has no timesteps: call its set_timesteps before the denoiser.")
+    known = getattr(pipe, "_num_timesteps", None)
+    count = known if isinstance(known, int) and 0 < known <= laid else laid
+    if not told:
+        return [None] * count, []
+    timesteps: list[float | None] = [float(t) for t in scheduler.timesteps]
+    first = laid - count
+    if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
+        first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
+    sigmas = noise_levels(scheduler, timesteps)
+    return timesteps[first : first + count], sigmas[first : first + count]
+
+
+def noise_levels(scheduler: Any, timesteps: Sequence[float | None]) -> list[float | None]:
+    """The noise level at every timestep of a scheduler; `None` where it does not tell.
+
+    Args:
+        scheduler: its `sigmas`, or else its `alphas_cumprod`, are read.
+        timesteps: all that it laid out.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) >= len(timesteps):
+        return [float(sigma) for sigma in sigmas[: len(timesteps)]]
+    signal = getattr(scheduler, "alphas_cumprod", None)
+    if signal is None or None in timesteps:
+        return [None] * len(timesteps)
+    shares = [float(signal[round(t)]) for t in timesteps if t is not None]
+    return [math.sqrt((1 - share) / share) for share in shares]
