@@ -203,6 +203,19 @@ def test_a_task_without_work_is_refused(task, change, message):
         replace(task, **change)
 
 
+def test_what_decides_while_it_runs_is_charged_for_what_it_decided(task):
+    early, late = (Variant.of(f"adaptivetgate(threshold={t},min_step=2,max_step=5)") for t in ("1e9", "0"))
+    fixed = [Variant.of(f"tgate(gate_step={m},sp_interval=1)") for m in (2, 5)]
+    task = replace(task, runs=1, seeds=[0])
+    prices = {variant: price(task, variant, counting=False) for variant in (PLAIN, early, late, *fixed)}
+    macs = {m.variant: m.row.macs for m in measure(task, prices)}
+    assert prices[early].planned == prices[late].planned  # a plan draws the latest gate
+    assert macs[early] < macs[late]
+    for adaptive, gate in ((early, fixed[0]), (late, fixed[1])):
+        assert macs[adaptive] == pytest.approx(macs[gate], rel=1e-2)  # but for what measuring costs
+        assert macs[adaptive] >= macs[gate]
+
+
 # -- comparisons and summaries
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from ..plan import Plan
 from .environment import Environment
@@ -52,7 +52,8 @@ class Finding:
         listing: its expression and label.
         baseline: whether nobody asked for it but as a baseline.
         seconds, speed_up: medians over cases, and plain over own.
-        evaluations, macs, macs_papers, counted, held, peak_memory, resident: as in its rows; memory at most.
+        evaluations, macs, macs_papers, counted, held, peak_memory, resident: as in its rows; multiply-adds are means
+            (they differ where a method decides while it runs), memory is at most.
         macs_ratio: how many times fewer multiply-adds than plain.
         scores: by name; those that its rows hold.
         plan: its table of decisions.
@@ -181,10 +182,10 @@ def _finding(listing: Listing, rows: list[Row], plain: list[Row], baseline: bool
         seconds=bootstrap(middle, seconds),
         speed_up=bootstrap(ratio, _by_case(plain, lambda row: row.seconds), seconds),
         evaluations=first.evaluations,
-        macs=first.macs,
-        macs_papers=first.macs_papers,
+        macs=round(fmean(row.macs for row in rows)),
+        macs_papers=round(fmean(row.macs_papers for row in rows)),
         counted=first.counted,
-        macs_ratio=plain[0].macs / first.macs,
+        macs_ratio=plain[0].macs / fmean(row.macs for row in rows),
         held=max(row.held for row in rows),
         peak_memory=max((row.peak_memory for row in rows if row.peak_memory is not None), default=None),
         resident=max((row.resident for row in rows if row.resident is not None), default=None),

@@ -60,7 +60,8 @@ class Row:
         job: what was run.
         seconds, denoising: end to end, and the steps alone.
         evaluations: updates of the sample.
-        macs, macs_papers: planned multiply-adds of the denoiser: all, and without attention's two products.
+        macs, macs_papers: planned multiply-adds of the denoiser: all, and without attention's two products. Where a
+            method decides while it runs, those of what it decided for this picture.
         counted, counted_papers: the same as they happened; `None` if nobody counted.
         bytes, held: the most bytes that the memory holds, planned and measured.
         peak_memory: the most bytes allocated on the accelerator; `None` on the CPU.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..metrics import images as metrics
+from ..pricing.cost import Macs
 from .drawing import attached
 from .judges import NOBODY, Judges
 from .price import Price
@@ -65,8 +66,8 @@ def measure(
             if variant != PLAIN and reference is None:  # its row is finished, its picture is gone
                 reference = _run(task, PLAIN, job.prompt, job.seed)[0]
             watch(f"{variant.label}, seed {job.seed}")
-            picture, stopwatch = _run(task, variant, job.prompt, job.seed)
-            row = _row(job, prices[variant], stopwatch, picture, reference, judges)
+            picture, stopwatch, found = _run(task, variant, job.prompt, job.seed)
+            row = _row(job, prices[variant], found or prices[variant].planned, stopwatch, picture, reference, judges)
             reference = picture if reference is None else reference
             yield Measured(row, variant, picture)
 
@@ -96,24 +97,34 @@ def job_of(task: Task, variant: Variant, prompt: str, seed: int, run: int) -> Jo
     )
 
 
-def _run(task: Task, variant: Variant, prompt: str, seed: int) -> tuple[Tensor, Stopwatch]:
-    """One picture (3, H, W), timed. What a method has to say about its settings was said when it was priced."""
+def _run(task: Task, variant: Variant, prompt: str, seed: int) -> tuple[Tensor, Stopwatch, Macs | None]:
+    """One picture (3, H, W), timed, with the multiply-adds of what methods decided while it was drawn, if they did.
+
+    What a method has to say about its settings was said when it was priced.
+    """
     pipe = task.model.pipeline
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        with attached(pipe, variant.methods, task.guidance), Stopwatch(pipe, task.model.device) as stopwatch:
+        with (
+            attached(pipe, variant.methods, task.guidance) as attachment,
+            Stopwatch(pipe, task.model.device) as stopwatch,
+        ):
             picture = draw_one(task, variant, prompt, seed)
-    return picture, stopwatch
+    deciding = attachment is not None and any(method.adaptive for method in variant.methods)
+    cost = attachment.trace.cost if attachment is not None and deciding else None
+    return picture, stopwatch, cost.macs if cost is not None else None
 
 
-def _row(job: Job, price: Price, watch: Stopwatch, picture: Tensor, reference: Tensor | None, judges: Judges) -> Row:
+def _row(
+    job: Job, price: Price, macs: Macs, watch: Stopwatch, picture: Tensor, reference: Tensor | None, judges: Judges
+) -> Row:
     return Row(
         job=job,
         seconds=watch.seconds,
         denoising=watch.denoising,
         evaluations=watch.evaluations,
-        macs=price.planned.all,
-        macs_papers=price.planned.papers,
+        macs=macs.all,
+        macs_papers=macs.papers,
         counted=price.counted.all if price.counted else None,
         counted_papers=price.counted.papers if price.counted else None,
         bytes=price.planned_bytes,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from .rows import Row
 
@@ -31,7 +31,8 @@ class Summary:
         seconds, denoising: of all its runs.
         speed_up, denoising_speed_up: median of the plain runs over median of its own; they took turns.
         macs_ratio: how many times fewer multiply-adds than plain.
-        macs, macs_papers, counted, counted_papers, bytes, held, peak_memory, evaluations: as in its rows.
+        macs, macs_papers, counted, counted_papers, bytes, held, peak_memory, evaluations: as in its rows; multiply-adds
+            are means, since they differ where a method decides while it runs.
         psnr, ssim: medians over pictures; `None` for the plain run.
     """
 
@@ -81,10 +82,10 @@ def _summary(rows: Sequence[Row], plain: Sequence[Row]) -> Summary:
         denoising=denoising,
         speed_up=median(row.seconds for row in plain) / seconds.median,
         denoising_speed_up=median(row.denoising for row in plain) / denoising.median,
-        macs_ratio=plain[0].macs / first.macs,
+        macs_ratio=plain[0].macs / fmean(row.macs for row in rows),
         evaluations=first.evaluations,
-        macs=first.macs,
-        macs_papers=first.macs_papers,
+        macs=round(fmean(row.macs for row in rows)),
+        macs_papers=round(fmean(row.macs_papers for row in rows)),
         counted=first.counted,
         counted_papers=first.counted_papers,
         bytes=first.bytes,
