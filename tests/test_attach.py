@@ -277,8 +277,8 @@ def test_memory_is_dropped_when_the_scheduler_fails():
         broken = patch.object(pipe.scheduler, "_get_variance", side_effect=OSError("worn out"))
         with broken, pytest.raises(OSError, match="worn out"):
             run("sd", pipe)
-        assert attachment._latest.memory.peak
-        assert attachment._generation is None
+        assert attachment._course.latest.memory.peak
+        assert attachment._course.present is None
 
 
 def test_a_denoiser_that_is_used_after_a_generation_begins_a_new_one():
