@@ -31,7 +31,7 @@ RouterRate = Annotated[float, typer.Option(help="Largest rate of learning of the
 Batch = Annotated[int, typer.Option(min=1, help="Windows in a step.")]
 Context = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
 Most = Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")]
-Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="Autocast: faster on CPUs with AMX, and on GPUs.")]
+Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="Autocast; weights stay in float32.")]
 
 
 @clearly
