@@ -1,13 +1,15 @@
 """Decisions that reuse what a site put out, but run it anew on the tokens that need it most."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..decision import Call, Compute, Decision, Output, Slot
+from ..decision import Call, Compute, Decision, Output, Slot, map_tensors, outline, room
 from ..pricing.unit import Macs, Unit
+from ..site import Kind
 from ..tokens import favour, grid_of, highest, many, put, take
 from .importance import normalised
 from .scoring import run_and_score
@@ -25,6 +27,7 @@ class Full(Decision):
         score: which score this attention's own projections tell; empty for none.
         tracked: whether ages are kept: the step, since the last full one, at which every token was computed.
         age: of this step; 0 at a full one.
+        hollow: whether the shape alone of the output is kept, as for what only a projection reads.
     """
 
     branches: int
@@ -32,6 +35,7 @@ class Full(Decision):
     score: str = ""
     tracked: bool = False
     age: int = 0
+    hollow: bool = False
 
     symbol: ClassVar[str] = "#"
     name: ClassVar[str] = "computed"
@@ -39,14 +43,19 @@ class Full(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """Run, remember, score."""
         output, score = run_and_score(call, self.score) if self.score else (call.run(), None)
-        kept = {"output": output}
+        kept = {"output": outline.of(output, None) if self.hollow else output}
         if self.tracked:
-            grid_of(call.tokens.shape[1], call.method.grid)  # refuses now what could not be spread later
+            if call.method.constants.bonus:
+                grid_of(call.tokens.shape[1], call.method.grid)  # refuses now what could not be spread later
             kept["since"] = torch.full(call.tokens.shape[:2], self.age, dtype=torch.int32, device=call.tokens.device)
         slot.put(kept, call)
         if score is not None:
             slot.beside(f"score {self.block}").put(score, call)
         return output
+
+    def recalled(self, kept: Output) -> Output:
+        """What is handed on in place of the output: what was kept, or room for its shape."""
+        return map_tensors(kept, room) if self.hollow else kept
 
     @property
     def keeps(self) -> bool:
@@ -59,8 +68,11 @@ class Full(Decision):
 
     def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:
         """The output, and a number a token for scores and for ages."""
-        notes = _FLOAT * unit.tokens * (bool(self.score) + self.tracked)
-        return (sum(unit.bytes) + notes) * branches * samples
+        tokens, features = unit.tokens, sum(unit.bytes)
+        if not tokens and unit.attended:  # joint attention puts out two tensors
+            tokens = features // (unit.itemsize * unit.attended.width)
+        notes = _FLOAT * tokens * (bool(self.score) + self.tracked)
+        return (notes if self.hollow else features + notes) * branches * samples
 
     def extra(self, unit: Unit, samples: int) -> Macs:
         """Scores that need the attention map cost one of attention's two products again."""
@@ -81,7 +93,7 @@ class Recall(Decision):
 
     def apply(self, call: Call, slot: Slot) -> Output:
         """Recall."""
-        return slot.get(call)["output"]
+        return self.whole.recalled(slot.get(call)["output"])
 
     def fresh(self) -> Decision:
         """Run and keep."""
@@ -107,15 +119,27 @@ class Refresh(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """Choose, run on the chosen, put them back."""
         kept, tokens = slot.get(call), call.tokens
-        output, since = kept["output"], kept["since"]
+        output = self.whole.recalled(kept["output"])
         count = many(self.ratio, tokens.shape[1])
         if count == 0:
             return output
-        chosen = highest(self._scores(call, slot, since), count)
+        chosen = self._chosen(call, slot, kept, count)
         output = put(output, chosen, _run_on(call, take(tokens, chosen)))
-        since = since.scatter(1, chosen, self.whole.age)
-        slot.put({"output": output, "since": since}, call)
+        now = {"output": kept["output"] if self.whole.hollow else output}
+        if self.whole.tracked:
+            now["since"] = kept["since"].scatter(1, chosen, self.whole.age)
+        slot.put(now, call)
         return output
+
+    def _chosen(self, call: Call, slot: Slot, kept: Mapping[str, Tensor], count: int) -> Tensor:
+        """The tokens that need it most, (B, count); a projection takes those that the MLP before it chose."""
+        handed = f"chosen {self.whole.block}"
+        if call.site.kind is not Kind.PROJECTION:
+            call.notes[handed] = highest(self._scores(call, slot, kept["since"]), count)
+        elif handed not in call.notes:
+            raise ValueError(f"{call.method}: another method stopped the MLP before {call.site}; take one of the two.")
+        chosen: Tensor = call.notes[handed]
+        return chosen
 
     def _scores(self, call: Call, slot: Slot, since: Tensor) -> Tensor:
         """S of the paper, (B, N): the base score, the weighted age, and the bonus for the best of every cell."""
@@ -131,6 +155,8 @@ class Refresh(Decision):
                 f"{method}: another method reused the attention that tells the scores of tokens at the last full step; "
                 "let it compute there, or use score='norm'."
             )
+        if base.shape[1] != (count := since.shape[1]):  # of text and picture together, the text first
+            base = base[:, :count] if call.site.path.endswith("_context") else base[:, -count:]
         if fixed.shared and call.branches is not None:
             base = call.branches.mean(base).repeat(len(call.branches.roles), 1)
         reused = self.whole.age - 1 - since  # steps in which a token was reused since it was computed

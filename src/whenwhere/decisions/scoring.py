@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Output
+from ..site import Kind
 from .importance import entropy, normalised, received
 
 
@@ -21,10 +22,42 @@ def run_and_score(call: Call, score: str) -> tuple[Output, Tensor]:
     Raises:
         RuntimeError: its projections cannot be read, or nobody declared the guidance branches that it averages over.
     """
+    if call.site.kind is Kind.JOINT_ATTENTION:
+        return _run_and_score_jointly(call, score)
     output, projected = _run_and_see(call, PROJECTIONS[score])
     return output, normalised(_SCORES[score](call, *projected))
 
 
+def _run_and_score_jointly(call: Call, score: str) -> tuple[Output, Tensor]:
+    """The same where text and picture share the attention: of both, the text first, as in Flux."""
+    own, added = JOINT_PROJECTIONS[score]
+    stream = bool(getattr(call.module, "added_kv_proj_dim", None))  # a text that still comes by itself
+    output, seen = _run_and_see(call, (*added, *own) if stream else own)
+    joined = (
+        [torch.cat(pair, 1) for pair in zip(seen[: len(added)], seen[len(added) :], strict=True)] if stream else seen
+    )
+    if score != "attention":
+        return output, normalised(_norm(call, joined[0]))
+    rotary = call.kwargs.get("image_rotary_emb")
+    query, key = (_turned(part, rotary).flatten(2) for part in joined)  # (B, N, H, d) -> (B, N, D)
+    return output, normalised(received(query, key, joined[0].shape[2]))
+
+
+def _turned(features: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Queries or keys (B, N, H, d) with their positions (Su et al., 2021, https://arxiv.org/abs/2104.09864)."""
+    if rotary is None:
+        return features
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    turned: Tensor = apply_rotary_emb(features, rotary, sequence_dim=1)
+    return turned
+
+
+JOINT_PROJECTIONS = {  # of the picture, and of the text where it comes by itself
+    "attention": (("norm_q", "norm_k"), ("norm_added_q", "norm_added_k")),
+    "key_norm": (("to_k",), ("add_k_proj",)),
+    "value_norm": (("to_v",), ("add_v_proj",)),
+}
 PROJECTIONS = {
     "attention": ("to_q", "to_k"),
     "cross_attention": ("to_q", "to_k"),

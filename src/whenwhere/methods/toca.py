@@ -22,6 +22,8 @@ from ..method import Method, Setting
 from ..ranges import at_least, one_of
 from ..site import Kind, Site
 
+_TOGETHER = (Kind.EXPANSION, Kind.PROJECTION)  # the MLP of a block whose attention shares its projection
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -38,6 +40,9 @@ class Schedule:
         window: where, as fractions s / steps, every second step is full; empty for nowhere.
         bonus, cell: by how much the best of every cell x cell tokens is favoured.
         shared: whether all guidance branches refresh the same tokens.
+        parallel: factor of that share in blocks whose attention and MLP share a projection.
+        last: what the number of a block is divided by, counted in its own list; 0 for the number of the last one.
+        warm_up: how many steps are full at the start; where it is more than 1, full steps follow it by the interval.
     """
 
     counts_down: bool
@@ -50,12 +55,22 @@ class Schedule:
     bonus: float
     cell: int
     shared: bool
+    parallel: float = 0.0
+    last: int = 0
+    warm_up: int = 1
+
+    def of(self, site: Site) -> float:
+        """The factor of a site's module."""
+        if site.parallel:
+            return self.parallel if site.kind in _TOGETHER else 0.0
+        return {Kind.CROSS_ATTENTION: self.cross, Kind.MLP: self.mlp}.get(site.kind, 0.0)
 
 
 SCHEDULES: Mapping[str, Schedule] = {
     "dit-ddim": Schedule(True, 2.0, -0.2, 0.0, 2.5, 0.4, (0.2, 0.4), 0.6, 2, shared=False),
     "dit-ddpm": Schedule(True, 0.4, 0.8, 0.0, 2.5, 0.4, (0.2, 0.4), 0.6, 2, shared=False),
     "pixart": Schedule(False, 0.9, 0.6, 0.6, 1.6, -0.2, (), 0.4, 4, shared=True),
+    "flux": Schedule(False, 0.0, 0.5, 0.0, 0.4, 0.0, (), 0.0, 1, shared=False, parallel=1.6, last=27, warm_up=3),
 }
 
 SOURCES = {  # of the score: the kind of attention whose projections tell it; the others need none
@@ -70,16 +85,16 @@ SOURCES = {  # of the score: the kind of attention whose projections tell it; th
 
 @dataclass(frozen=True)
 class ToCa(Method):
-    """ToCa, for stacks of plain blocks: DiT, and PixArt with `score="cross_attention", schedule="pixart"`.
+    """ToCa: for DiT, for PixArt with `score="cross_attention", schedule="pixart"`, for Flux with `schedule="flux"`.
 
     Attributes:
         interval: N, at least 1: about every N-th step is full; 1 is the plain run.
         fresh_ratio: in [0, 1]: the share of tokens that is refreshed, before the factors of the schedule; 0 is FORA.
-            Published: 0.07 for DiT, 0.3 for PixArt.
+            Published: 0.07 for DiT, 0.3 for PixArt, 0.1 for Flux.
         score: what makes a token important: the "attention" it receives (s1 of the paper), the entropy of its
             "cross_attention" (s2), the "key_norm", "value_norm" or "norm" of its features, or nothing ("random").
         frequency_weight: lambda3, at least 0: the weight of the steps since it was computed last (s3), in units of N.
-        schedule: "dit-ddim" (50 steps), "dit-ddpm" (250 steps) or "pixart", or a `Schedule`.
+        schedule: "dit-ddim" (50 steps), "dit-ddpm" (250 steps), "pixart" or "flux", or a `Schedule`.
         grid: height and width of the token grid; empty for a square.
 
     Raises:
@@ -94,7 +109,16 @@ class ToCa(Method):
     schedule: str | Schedule = "dit-ddim"
     grid: tuple[int, ...] = ()
 
-    kinds: ClassVar = frozenset({Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.MLP})
+    kinds: ClassVar = frozenset(
+        {
+            Kind.SELF_ATTENTION,
+            Kind.CROSS_ATTENTION,
+            Kind.JOINT_ATTENTION,
+            Kind.MLP,
+            Kind.EXPANSION,
+            Kind.PROJECTION,
+        }
+    )
     idle_reason: ClassVar = "every step is a full one; choose a larger interval."
 
     def __post_init__(self) -> None:
@@ -121,10 +145,14 @@ class ToCa(Method):
         blocks = [site for site in sites if site.kind is Kind.BLOCK]
         plain = len(blocks) == max((site.blocks for site in blocks), default=0) and all(b.side is None for b in blocks)
         kinds = {site.kind for site in sites}
-        if not plain or not blocks or kinds & {Kind.STAGE, Kind.JOINT_ATTENTION}:
+        joint = Kind.JOINT_ATTENTION in kinds
+        if not plain or not blocks or Kind.STAGE in kinds or (joint and Kind.PROJECTION not in kinds):
             raise ValueError(
-                f"{self} knows stacks of plain blocks, as in DiT and PixArt; {model} is none. FORA works on this model."
+                f"{self} knows stacks of plain blocks, as in DiT and PixArt, and those of Flux; {model} has neither. "
+                "FORA works on this model."
             )
+        if joint and self.constants.bonus and self.fresh_ratio:
+            raise ValueError(f"{self} spreads its choice over a picture; {model} has text among it: schedule='flux'.")
         if SOURCES[self.score] is Kind.CROSS_ATTENTION and Kind.CROSS_ATTENTION not in kinds:
             raise ValueError(f"{self} scores by cross-attention; {model} has none: score='attention' works on it.")
 
@@ -151,22 +179,24 @@ class ToCa(Method):
     def share(self, site: Site, step: Step) -> float:
         """The share of tokens that is refreshed at a step that is not full, in [0, 1]."""
         fixed = self.constants
-        part = {Kind.CROSS_ATTENTION: fixed.cross, Kind.MLP: fixed.mlp}.get(site.kind, 0.0)
         moment = step.count - 1 - step.index if fixed.counts_down else step.index
-        depth = (site.block or 0) / max(1, site.blocks - 1)
-        ratio = self.fresh_ratio * _factor(fixed.blocks, depth) * _factor(fixed.steps, moment / step.count) * part
+        number = (site.block or 0) - (site.blocks - site.count if site.kind in _TOGETHER else 0)
+        depth = number / (fixed.last or max(1, site.blocks - 1))
+        ratio = self.fresh_ratio * _factor(fixed.blocks, depth) * _factor(fixed.steps, moment / step.count)
+        ratio *= fixed.of(site)
         return min(max(ratio, 0.0), 1.0)
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps compute, keep and score; the others reuse, and refresh where the schedule says so."""
         full = self.full_steps(step.count)
         age = step.index - full[bisect_right(full, step.index) - 1]
-        fixed = self.constants
-        refreshed = (
-            self.fresh_ratio > 0 and {Kind.CROSS_ATTENTION: fixed.cross, Kind.MLP: fixed.mlp}.get(site.kind, 0) > 0
-        )
-        scored = self.fresh_ratio > 0 and SOURCES[self.score] is site.kind
-        whole = Full(step.branches, site.block or 0, self.score if scored else "", refreshed, age)
+        refreshed = self.fresh_ratio > 0 and self.constants.of(site) > 0
+        source = SOURCES[self.score]
+        scored = self.fresh_ratio > 0 and (site.kind is source or (source and site.kind is Kind.JOINT_ATTENTION))
+        tracked = refreshed and site.kind is not Kind.PROJECTION
+        unread = site.parallel and not (self.fresh_ratio > 0 and self.constants.parallel > 0)
+        hollow = site.kind is Kind.EXPANSION or (unread and site.kind is Kind.JOINT_ATTENTION)
+        whole = Full(step.branches, site.block or 0, self.score if scored else "", tracked, age, hollow)
         if age == 0:
             return whole
         ratio = self.share(site, step) if refreshed else 0.0
@@ -184,6 +214,8 @@ def _full_steps(steps: int, interval: int, fixed: Schedule, varied: bool) -> tup
     The authors' code lets the first block compute where only the former holds, and the others not; here such a step is
     not full. One more difference: an interval of 1 makes every step full, whatever the distance is rounded to.
     """
+    if fixed.warm_up > 1 and interval > 1:
+        return (*range(min(fixed.warm_up, steps)), *range(fixed.warm_up - 1 + interval, steps, interval))
     full, distance = [], interval
     for i in range(steps):
         s = steps - 1 - i if fixed.counts_down else i
