@@ -17,6 +17,7 @@ import emoji_unet
 import torch
 from diffusers import DDPMScheduler, LCMScheduler, StableDiffusionPipeline
 from emoji import Emoji, export, options
+from torch import nn
 from transformers import CLIPTokenizer
 
 from whenwhere.bench.drawing import draw
@@ -51,7 +52,7 @@ def main() -> None:
     parser = options(__doc__, "runs/scenes")
     parser.add_argument("--student", type=int, default=0, metavar="STEPS", help="distil a student of this many steps")
     parser.add_argument("--teacher", type=Path, default=Path("runs/scenes/pipeline"))
-    parser.add_argument("--start", type=Path, help="weights that the student starts from, if not the teacher's")
+    parser.add_argument("--start", type=Path, help="weights to start from; a student's are else the teacher's")
     args = parser.parse_args()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
     if args.student:
@@ -66,7 +67,13 @@ def train_teacher(recipe: Recipe, args: argparse.Namespace) -> None:
     pipeline = emoji_unet.build(recipe.network, PatchPCA.fit(pixels, 8), learn_words())
     pipeline.to(args.device)
     config = TrainConfig(budget=args.budget, batch_size=recipe.batch_size, bfloat16=args.bfloat16, seed=recipe.seed)
-    state = TrainState(pipeline.unet, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed)
+    if args.start:
+        begun = open_model(str(args.start), args.device, "float32").pipeline
+        pipeline.unet.load_state_dict(begun.unet.state_dict())
+        pipeline.text_encoder.load_state_dict(begun.text_encoder.state_dict())
+    networks = (pipeline.unet, pipeline.text_encoder)
+    linear = [module.weight for n in networks for module in n.modules() if isinstance(module, nn.Linear)]
+    state = TrainState(*networks, config.learning_rate, config.weight_decay, config.seed, hidden=linear)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
     score = Score(pipeline, recipe, args.out, steps=20, guidance=3.0)
     train(state, noising, read_batches(pipeline, recipe), config, args.out, watch=[score])
