@@ -108,6 +108,9 @@ def crossed(
         def forward(x: Tensor, encoder_hidden_states: Any, attention_mask: Any = None, image_rotary_emb: Any = None):
             images = encoder_hidden_states[1] if isinstance(encoder_hidden_states, tuple) else ()
             own = encoder_hidden_states[0] if images else encoder_hidden_states
+            picture = None
+            if getattr(attn, "add_k_proj", None) is not None:
+                picture, own = own[:, :-512], own[:, -512:]
             size = len(x) // branches
             rows = slice(which * size, (which + 1) * size)
             q = rotate(headed(attn.norm_q, attn.to_q(x), attn), image_rotary_emb)
@@ -128,6 +131,9 @@ def crossed(
             for i, image in enumerate(images):
                 k, v = (layers[i](image.flatten(1, 2)) for layers in (attn.processor.to_k_ip, attn.processor.to_v_ip))
                 z = z + attn.processor.scale[i] * attend(q, heads(k, attn), heads(v, attn))
+            if picture is not None:
+                k, v = headed(attn.norm_added_k, attn.add_k_proj(picture), attn), heads(attn.add_v_proj(picture), attn)
+                z = z + attend(q, k, v)
             return attn.to_out[0](z) / getattr(attn, "rescale_output_factor", 1)
 
         return forward

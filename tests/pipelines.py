@@ -32,6 +32,7 @@ from tiny_models import (
     lcm,
     pixart,
     sana,
+    sana_sprint,
     sd,
     sd3,
     sd_adapter,
@@ -39,8 +40,11 @@ from tiny_models import (
     sd_ip_adapter,
     sdxl,
     sdxl_controlnet,
+    skip_dit,
     svd,
     wan,
+    wan_with_picture,
+    wan_with_two,
 )
 from torch import Tensor
 
@@ -81,11 +85,15 @@ class Case:
 
 
 def build(name: str) -> DiffusionPipeline:
-    return CASES[name].build()
+    return case(name).build()
 
 
 def run(name: str, pipe: DiffusionPipeline, **kwargs: Any) -> Tensor:
-    return CASES[name].run(pipe, **kwargs)
+    return case(name).run(pipe, **kwargs)
+
+
+def case(name: str) -> Case:
+    return CASES[name] if name in CASES else VARIANTS[name]
 
 
 # Inputs: each function gives a part of a pipeline's arguments
@@ -186,6 +194,22 @@ def _hole(request: Request) -> Inputs:
 def _picture(request: Request) -> Inputs:
     """A video's first frame, of a fixed size: the image encoder takes it as it is, the VAE's copy is resized."""
     return {"image": request.draw("image", 3, PICTURE, PICTURE).sigmoid()}
+
+
+def _first_frame(request: Request) -> Inputs:
+    """The same picture for all prompts, as the pipeline demands."""
+    edge = 8 * request.size
+    return {"image": torch.linspace(-9, 9, 3 * edge * edge).sigmoid().reshape(1, 3, edge, edge)}
+
+
+def _long_text(request: Request) -> Inputs:
+    """As many tokens as Wan's networks with a picture count upon."""
+    return {name: request.draw(name, 512, WIDTH) for name in ("prompt_embeds", "negative_prompt_embeds")}
+
+
+def _sprint(request: Request) -> Inputs:
+    mask = {"prompt_attention_mask": _masks(request)["prompt_attention_mask"]}
+    return _prompt(request) | mask | {"intermediate_timesteps": 1.3 if request.steps == 2 else None}
 
 
 def _image_prompt(request: Request) -> Inputs:
@@ -297,6 +321,7 @@ CASES: dict[str, Case] = {
         _pixart_case("pixart-alpha-sized", partial(pixart, "Alpha", **SIZED), *_DRAWN, _masks, _unbinned),
         _pixart_case("pixart-sigma", partial(pixart, "Sigma"), *_DRAWN, _masks, _unbinned),
         _case("dit", dit, _scale, _labels, call=_call_dit, takes_callback=False),
+        _case("skip-dit", skip_dit, _scale, _labels, call=_call_dit, takes_callback=False),
         _case("hunyuan-dit", hunyuan_dit, *_PROMPTED, _eightfold_canvas, _masks, _second_text),
         _case("latte", latte, *_DRAWN, _latte_video),
         _case("sana", sana, *_PROMPTED, _unprompted, _sana_canvas, _masks),
@@ -305,5 +330,15 @@ CASES: dict[str, Case] = {
         _case("sd35", partial(sd3, SD35), *_XL),
         _case("flux", flux, *_XL, guided=False),
         _case("flux-true-cfg", flux, _text, _canvas, _pooled, _true_scale),
+    )
+}
+
+# Further pipelines of the same families, not under the laws: for what guidance inside attention does there.
+VARIANTS: dict[str, Case] = {
+    variant.name: variant
+    for variant in (
+        _case("wan-picture", wan_with_picture, _scale, _long_text, _wan_canvas, _first_frame),
+        _case("wan-two", wan_with_two, *_PROMPTED, _wan_canvas),
+        _case("sana-sprint", sana_sprint, _scale, _sprint, _sana_canvas, guided=False),
     )
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from naive_guidance import Settings, replaced
-from pipelines import CASES, build, run
+from pipelines import build, case, run
 from tiny_models import POOLED, TOKENS, WAN, WIDTH, tiny
 from tiny_text import with_text
 from torch import Tensor
@@ -40,6 +40,8 @@ CROSSED = {  # which branch is conditional, of how many
     "latte": (1, 2),
     "sana": (1, 2),
     "wan": (0, 1, 2),  # two passes, the conditional one first
+    "wan-picture": (0, 1, 2),
+    "sana-sprint": (0, 1),
 }
 JOINT = ("sd3", "sd35", "flux", "flux-true-cfg")
 FEW = ("sd", "sdxl", "pixart-alpha", "hunyuan-dit", "sd3", "flux")
@@ -51,7 +53,7 @@ def draw(what: str, *shape: int) -> Tensor:
 
 def text(name: str, rows: int = 1, tokens: int = 4, seed: int = 0) -> Text:
     """A negative text; row i depends on `seed + i` only."""
-    tokens = TOKENS if "hunyuan" in name else tokens
+    tokens = TOKENS if "hunyuan" in name else 512 if name == "wan-picture" else tokens
 
     def rowed(what: str, *shape: int) -> Tensor:
         return torch.stack([draw(f"{what} {seed + i}", *shape) for i in range(rows)])
@@ -72,8 +74,8 @@ def nag(name: str, negative: Text | None = None, **kwargs) -> NAG:
 
 
 def guide(name: str, pipe, *methods):
-    """Attach; PixArt's pipelines do not tell that they guide."""
-    return attach(pipe, *methods, guidance=True if "pixart" in name else None)
+    """Attach; PixArt's pipelines do not tell that they guide, Sana-Sprint's not that it does not."""
+    return attach(pipe, *methods, guidance=True if "pixart" in name else False if name == "sana-sprint" else None)
 
 
 def guided(name: str, *methods, **request) -> Tensor:
@@ -89,7 +91,7 @@ def change(tensor: Tensor, reference: Tensor) -> float:
 def naively(name: str, settings: Settings = MILD, negative: Text | None = None, **request) -> Tensor:
     """The same pipeline with forwards written in the test."""
     pipe = build(name)
-    model, negative = getattr(pipe, CASES[name].denoiser), negative or text(name)
+    model, negative = getattr(pipe, case(name).denoiser), negative or text(name)
     if name in CROSSED:
         replacement = naive.crossed(model, negative, settings, *CROSSED[name])
     elif "flux" in name:
@@ -196,7 +198,7 @@ def test_off_is_exact(name, off):
 def test_a_negative_equal_to_the_prompt_changes_nothing(name):
     seen = []
     pipe = build(name)
-    network = getattr(pipe, CASES[name].denoiser)
+    network = getattr(pipe, case(name).denoiser)
     handle = network.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
     plain = run(name, pipe, steps=STEPS)
     handle.remove()
@@ -223,7 +225,7 @@ def state(network: torch.nn.Module) -> dict[str, tuple[frozenset[str], object]]:
 @pytest.mark.parametrize("name", [*CROSSED, *JOINT])
 def test_nothing_is_left_after_a_run_or_an_error(name):
     pipe = build(name)
-    network = getattr(pipe, CASES[name].denoiser)
+    network = getattr(pipe, case(name).denoiser)
     plain = run(name, pipe, steps=STEPS)
     before = state(network)
     deep = [m for path, m in network.named_modules() if path.endswith(("to_v", "to_out.0", "add_v_proj"))][-1]
@@ -244,6 +246,47 @@ def test_nothing_is_left_after_a_run_or_an_error(name):
     deep._forward_hooks.clear()
     assert state(network) == before
     assert torch.equal(run(name, pipe, steps=STEPS), plain)
+
+
+# -- two networks, one after the other -------------------------------------------------------------------------------
+
+
+def test_the_second_of_two_networks_is_guided_too_with_keys_of_its_own():
+    pipe, negative = build("wan-two"), text("wan-two")
+    plain = run("wan-two", pipe, steps=6)
+    before = [state(network) for network in (pipe.transformer, pipe.transformer_2)]
+    with attach(pipe, nag("wan-two")) as attachment:
+        ours = run("wan-two", pipe, steps=6)
+        _, counted = count(lambda: run("wan-two", pipe, steps=6))
+        plan, trace = attachment.plan, attachment.trace
+    with naive.crossed(pipe.transformer, negative, MILD, 0, 1, 2):
+        with naive.crossed(pipe.transformer_2, negative, MILD, 0, 1, 2):
+            expected = run("wan-two", pipe, steps=6)
+        half = run("wan-two", pipe, steps=6)
+    assert change(ours, expected) < 1e-5
+    assert change(half, expected) > 1e-3 < change(half, plain)
+    assert trace.rows == plan.rows
+    assert counted == plan.cost.macs  # keys and values are made once for each network
+    assert trace.held == plan.cost.bytes
+    assert [state(network) for network in (pipe.transformer, pipe.transformer_2)] == before
+    assert torch.equal(run("wan-two", pipe, steps=6), plain)
+
+
+def test_what_one_network_computed_is_not_reused_by_the_next():
+    pipe = build("wan-two")  # timesteps 1000, 833, 667, ...: the second network has all but the first two
+    with attach(pipe, FORA(3, "start")) as attachment:
+        run("wan-two", pipe, steps=6)
+        assert attachment.trace.rows == attachment.plan.rows
+        assert attachment.trace.row("blocks.0.attn2")[::2] == "#.##.."
+        beforehand = plan(pipe, FORA(3, "start"), steps=6, scheduler=pipe.scheduler)
+        assert attachment.plan.rows == beforehand.rows
+
+
+def test_two_networks_of_different_shapes_are_refused():
+    pipe = build("wan-two")
+    pipe.transformer_2 = tiny("WanTransformer3DModel", WAN | {"num_layers": 2})
+    with pytest.raises(ValueError, match=r"WanPipeline has two denoisers, .* whose modules differ; two of one shape"):
+        attach(pipe, nag("wan-two"))
 
 
 # -- whose rows ------------------------------------------------------------------------------------------------------
@@ -360,7 +403,7 @@ def test_a_prompt_is_encoded_as_the_pipeline_encodes_its_own(name):
 
     def latents(method: NAG, **kwargs) -> Tensor:
         with guide(name, pipe, method):
-            return CASES[name].run(pipe, steps=2, **worded(name), **kwargs)
+            return case(name).run(pipe, steps=2, **worded(name), **kwargs)
 
     words = NAG(2.5, 2.0, 0.5, negative_prompt="b c")
     own = NAG(2.5, 2.0, 0.5)
@@ -703,7 +746,7 @@ def test_adapters_are_called_through():
 def test_fused_projections_are_used_as_they_are(name):
     ours = guided(name, nag(name))
     pipe = build(name)
-    getattr(pipe, CASES[name].denoiser).fuse_qkv_projections()
+    getattr(pipe, case(name).denoiser).fuse_qkv_projections()
     with attach(pipe, nag(name)):
         assert change(run(name, pipe, steps=STEPS), ours) < 1e-5
 
@@ -760,15 +803,11 @@ def test_networks_without_text_are_refused(name):
         attach(build(name), NAG(negative_prompt=""))
 
 
-def test_wan_with_a_picture_or_with_two_transformers_is_refused():
-    pipe = build("wan")
-    pipe.transformer = tiny("WanTransformer3DModel", WAN | {"image_dim": WIDTH, "added_kv_proj_dim": 32})
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn2 attends to a picture beside the text"):
-        attach(pipe, nag("wan"))
-    pipe = build("wan")
-    pipe.transformer_2 = pipe.transformer
-    with pytest.raises(ValueError, match="WanPipeline has two denoisers, transformer and transformer_2"):
-        attach(pipe, nag("wan"))
+def test_a_picture_leaves_the_negative_text_as_long_as_diffusers_counts_upon():
+    with pytest.raises(ValueError, match=r"by the text's 512 tokens, .*; the negative text has 4"):
+        attach(build("wan-picture"), nag("wan-picture", text("wan")))
+    with pytest.raises(ValueError, match="does not go with a picture beside the text; NAG and NASA do"):
+        guided("wan-picture", VSF(negative_prompt_embeds=text("wan-picture")), guidance=False, steps=1)
 
 
 def test_unknown_processors_are_refused():

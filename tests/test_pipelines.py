@@ -12,7 +12,7 @@ from pipelines import CASES, POOLED, build, run
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-WITHOUT_CALLBACK = {"sd-adapter", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit"}
+WITHOUT_CALLBACK = {"sd-adapter", "pixart-alpha", "pixart-alpha-sized", "pixart-sigma", "dit", "skip-dit"}
 
 every_case = pytest.mark.parametrize("name", CASES)
 

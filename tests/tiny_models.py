@@ -9,6 +9,8 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from whenwhere.models import SkipDiTTransformer2DModel
+
 Model = TypeVar("Model", bound=nn.Module)
 
 WIDTH = 16  # features of every text embedding
@@ -111,6 +113,16 @@ WAN = HEADS | {
     "freq_dim": 16,
     "ffn_dim": 64,
     "num_layers": 3,
+}
+# With a picture: its latents and their mask come behind the noise, its tokens before those of the text.
+WAN_PICTURE = WAN | {"in_channels": 12, "image_dim": WIDTH, "added_kv_proj_dim": 32}
+WAN_VAE = {
+    "base_dim": 3,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "latents_mean": [0.0] * 4,
+    "latents_std": [1.0] * 4,
 }
 SD3 = HEADS | {
     "in_channels": 4,
@@ -289,6 +301,12 @@ def dit() -> DiffusionPipeline:
     return _pipeline("DiTPipeline", transformer=tiny("DiTTransformer2DModel", DIT), scheduler=_ddim())
 
 
+def skip_dit() -> DiffusionPipeline:
+    """Our DiT with long skips: blocks 0, 1 and 2 feed blocks 5, 4 and 3."""
+    network = randomised(SkipDiTTransformer2DModel(**DIT | {"num_layers": 6}))
+    return _pipeline("DiTPipeline", transformer=network, scheduler=_ddim())
+
+
 def hunyuan_dit() -> DiffusionPipeline:
     return _pipeline(
         "HunyuanDiTPipeline",
@@ -315,6 +333,40 @@ def wan() -> DiffusionPipeline:
     """Without a VAE, one latent is 8 pixels and 4 frames."""
     network = tiny("WanTransformer3DModel", WAN)
     return _pipeline("WanPipeline", transformer=network, scheduler=_flow(), vae=None, **WITHOUT_TEXT)
+
+
+def wan_with_two() -> DiffusionPipeline:
+    """Of two networks the second has the timesteps below 700."""
+    pipe = wan()
+    second = tiny("WanTransformer3DModel", WAN)
+    for parameter in second.parameters():
+        parameter.data.mul_(1.1)
+    pipe.register_modules(transformer_2=second)
+    pipe.register_to_config(boundary_ratio=0.7)
+    return pipe
+
+
+def wan_with_picture() -> DiffusionPipeline:
+    """The image encoder's tokens are drawn: any picture gives the same."""
+    pipe = _pipeline(
+        "WanImageToVideoPipeline",
+        transformer=tiny("WanTransformer3DModel", WAN_PICTURE),
+        scheduler=_flow(),
+        vae=tiny("AutoencoderKLWan", WAN_VAE),
+        image_encoder=None,
+        image_processor=None,
+        **WITHOUT_TEXT,
+    )
+    tokens = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    pipe.encode_image = lambda image, device: tokens  # noqa: ARG005
+    return pipe
+
+
+def sana_sprint() -> DiffusionPipeline:
+    """A few-step student of Sana's: guidance is embedded, and there is no negative text."""
+    network = tiny("SanaTransformer2DModel", SANA | {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"})
+    scheduler = diffusers.SCMScheduler()
+    return _pipeline("SanaSprintPipeline", transformer=network, scheduler=scheduler, vae=None, **WITHOUT_TEXT)
 
 
 def sd3(config: dict[str, Any]) -> DiffusionPipeline:

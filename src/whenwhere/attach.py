@@ -15,7 +15,7 @@ from .clock import Scheduler, Step
 from .course import Course
 from .decision import Output
 from .families import FAMILIES
-from .finding import denoiser_of, modules_of, refuse_the_attached
+from .finding import counterparts, denoiser_of, denoisers_of, modules_of, refuse_the_attached
 from .front import Front
 from .generation import Generation
 from .layout import argument_reader
@@ -82,14 +82,25 @@ class Attachment:
         fitted = [method.fit(denoiser, pipe) for method in methods]
         self.methods = tuple(sorted(fitted, key=lambda method: method.innermost))
         self.anatomy = anatomy
-        self._denoiser = denoiser
+        self._denoiser, *second = self._denoisers = denoisers_of(pipe)
         modules = modules_of(pipe, anatomy, self.methods)
+        successors = counterparts(modules, second[0]) if second else {}
         refuse_the_attached(denoiser, modules)
+        refuse_the_attached(denoiser, successors)
+        for method in self.methods:
+            if second and method.observes:
+                raise ValueError(f"{method} goes on one denoiser, and {type(pipe).__name__} has two; FORA serves both.")
         self.sites = tuple(modules)
-        self._course = Course(pipe, scheduler, anatomy, self.methods, modules, guidance, self._miss_the_denoiser)
-        sites = [(i, site, module) for i, (site, module) in enumerate(modules.items()) if module is not None]
+        self._course = Course(
+            pipe, scheduler, anatomy, self.methods, modules, successors, guidance, self._miss_the_denoiser
+        )
+        places = [
+            *enumerate(modules.items()),
+            *(place for place in enumerate(successors.items()) if not place[1][0].beside),
+        ]
+        sites = [(i, site, module) for i, (site, module) in places if module is not None]
         # What methods install stands between the denoiser's front and those inside, so that these see what is run.
-        inside = [self._put_front(*place) for place in sites if place[2] is not denoiser]
+        inside = [self._put_front(*place) for place in sites if place[2] not in self._denoisers]
         self._fronts, self._installed = inside, []
         try:
             for method in self.methods:
@@ -97,7 +108,7 @@ class Attachment:
         except ValueError:
             self.detach()
             raise
-        self._fronts = [*inside, *(self._put_front(*place) for place in sites if place[2] is denoiser)]
+        self._fronts = [*inside, *(self._put_front(*place) for place in sites if place[2] in self._denoisers)]
 
     def _present(self) -> Step:
         """The step that is running."""
@@ -129,7 +140,7 @@ class Attachment:
 
     def _miss_the_denoiser(self) -> None:
         """The scheduler moves though the denoiser was not called: fine if another one was, but not if ours is lost."""
-        if not self._fronts[-1].reached:
+        if not all(front.reached for front in self._fronts[-len(self._denoisers) :]):
             raise RuntimeError(
                 f"the forward of {type(self._denoiser).__name__} was put back after attaching, so no method is carried "
                 "out. Offloading does this after every run: attach before you turn it on."
@@ -186,7 +197,7 @@ class Attachment:
     def detach(self) -> None:
         """Give modules and scheduler back as they were found; calling it again does nothing."""
         self._course.stop()
-        while self._fronts and self._fronts[-1].owner is self._denoiser:
+        while self._fronts and self._fronts[-1].owner in self._denoisers:
             self._fronts.pop().remove()
         while self._installed:
             self._installed.pop()()

@@ -19,7 +19,7 @@ from .layout import argument_reader, declared_roles
 from .method import Method, Setting
 from .pricing.cost import price
 from .pricing.unit import Unit
-from .schedule import executed
+from .schedule import executed, handover
 from .site import Kind, Site
 
 
@@ -38,6 +38,7 @@ class Course:
         anatomy: Anatomy,
         methods: Sequence[Method],
         modules: Mapping[Site, nn.Module | None],
+        successors: Mapping[Site, nn.Module | None],
         guidance: bool | None,
         unexpected: Callable[[], None],
     ) -> None:
@@ -49,11 +50,13 @@ class Course:
             anatomy: of the denoiser.
             methods: fitted, the outermost first.
             modules: of all sites that they ask about.
+            successors: those of a second denoiser; empty where there is one.
             guidance: whether there are guidance branches, where nobody else tells.
             unexpected: is told where the scheduler moves though the denoiser was not called.
         """
         self._pipe, self._scheduler, self._anatomy, self._guidance = pipe, scheduler, anatomy, guidance
         self._methods, self._modules, self._sites, self._unexpected = methods, modules, tuple(modules), unexpected
+        self._successors = successors
         self.present: Generation | None = None
         self.latest: Generation | None = None
         self._examples: dict[Kind, dict[str, Any]] = {}
@@ -110,9 +113,10 @@ class Course:
         skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self._methods:
             method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
-        modules = list(self._modules.values())
+        modules, successors = list(self._modules.values()), list(self._successors.values())
+        taken_over = handover(self._pipe, self._scheduler) if successors else None
         self.present = self.latest = Generation(
-            self._sites, self._methods, self._anatomy, timesteps, declared, modules, sigmas
+            self._sites, self._methods, self._anatomy, timesteps, declared, modules, sigmas, successors, taken_over
         )
         return self.present
 

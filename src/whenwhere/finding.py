@@ -13,22 +13,37 @@ from .site import Kind, Site
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    """The network that a pipeline calls at every step.
+    """The network that a pipeline calls at every step; the first of two.
 
     Raises:
         TypeError: there is none.
-        ValueError: there are two, of which one serves the high noise levels and one the low (Wan 2.2).
     """
-    if isinstance(getattr(pipe, "transformer_2", None), nn.Module):
+    return denoisers_of(pipe)[0]
+
+
+def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The networks that a pipeline calls: one, or two, for high noise levels and for low (Wan 2.2).
+
+    Raises:
+        TypeError: there is none.
+        ValueError: there are two that are not alike.
+    """
+    first = (getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), getattr(pipe, "transformer_2", None))
+    found = [network for network in first if isinstance(network, nn.Module)] or [pipe]
+    if not isinstance(found[0], nn.Module):
+        raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
+    # A compiled module wraps the network; one network may serve both ends.
+    networks = tuple(dict.fromkeys(getattr(network, "_orig_mod", network) for network in found))
+    if len(networks) > 1 and _shape_of(networks[0]) != _shape_of(networks[1]):
         raise ValueError(
-            f"{type(pipe).__name__} has two denoisers, transformer and transformer_2, and only one would be treated; "
-            "pipelines with one are supported."
+            f"{type(pipe).__name__} has two denoisers, {type(networks[0]).__name__} and {type(networks[1]).__name__}, "
+            "whose modules differ; two of one shape are supported."
         )
-    candidates = (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), pipe)
-    for candidate in candidates:
-        if isinstance(candidate, nn.Module):
-            return getattr(candidate, "_orig_mod", candidate)  # a compiled module wraps it
-    raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
+    return networks
+
+
+def _shape_of(network: nn.Module) -> list[tuple[str, type]]:
+    return [(path, type(module)) for path, module in network.named_modules()]
 
 
 def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[Site, nn.Module | None]:
@@ -46,6 +61,13 @@ def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[S
         everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
     everything[Site(Kind.SCHEDULER, "scheduler", 0, 1)] = None
     return {site: everything[site] for site in choose(everything, methods, type(denoiser).__name__)}
+
+
+def counterparts(modules: Mapping[Site, nn.Module | None], second: nn.Module) -> dict[Site, nn.Module | None]:
+    """The modules of a second network of the same shape, by the same sites."""
+    paths = dict(second.named_modules())
+    inside = (site for site, module in modules.items() if module is not None and not site.beside)
+    return {**modules, **{site: paths[site.path] for site in inside}}
 
 
 def refuse_the_attached(denoiser: nn.Module, modules: Mapping[Site, nn.Module | None]) -> None:

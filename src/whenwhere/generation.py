@@ -39,6 +39,8 @@ class Generation:
         declared: tuple[Role, ...] | None,
         modules: Sequence[nn.Module | None] = (),
         sigmas: Sequence[float | None] = (),
+        successors: Sequence[nn.Module | None] = (),
+        handover: int | None = None,
     ) -> None:
         self.memory = Memory()
         self.plan: list[Column] = []
@@ -48,6 +50,7 @@ class Generation:
         self.inner: Branches | None = None  # of the batch that reaches the sites inside
         self._sites, self._methods, self._anatomy = sites, methods, anatomy
         self._modules = modules or [None] * len(sites)
+        self._successors, self._handover = successors, handover  # a second network, and the step at which it takes over
         self.notes: list[dict[str, Any]] = [{} for _ in methods]
         self.unattended = False  # while a module runs past all decisions
         self._timesteps, self._sigmas = timesteps, sigmas
@@ -88,6 +91,9 @@ class Generation:
         if branches != self._branch_count or self._pass >= self._passes:
             self._lay(index, branches, max(self._passes, self._pass + 1))
         if self._open != (index, self._pass):
+            if (index, self._pass) == (self._handover, 0):
+                self.memory.clear()
+                self._modules = self._successors
             self._open = (index, self._pass)
             self.column = self._revised(self.plan[index * self._passes + self._pass])
             self.traced = Column(self.column.step, [()] * len(self._sites), [False] * len(self._sites))
@@ -210,7 +216,7 @@ class Generation:
         index = index if passes == self._passes else 0
         self._branch_count, self._passes = branches, passes
         steps = lay_out(self._timesteps, branches, passes, self._sigmas)[index * passes :]
-        laid = lay(self._sites, self._methods, steps)
+        laid = lay(self._sites, self._methods, steps, self._handover)
         probe = branches_of(self._anatomy, self._roles if branches > 1 else self._roles[:1], 1)
         for opinion in {opinion for column in laid for opinion in column.opinions[0]}:
             opinion.decision.inner_layout(probe)  # refuses now what could not be carried out later

@@ -15,7 +15,7 @@ from .plan import Plan
 from .pricing.cost import price
 from .pricing.examples import example_of, example_of_control
 from .pricing.unit import Unit
-from .schedule import noise_levels
+from .schedule import handover, noise_levels
 from .site import Kind, Site
 from .table import lay
 
@@ -69,6 +69,7 @@ class Planner:
         branches = len(roles) if guidance and _guided(model, self._denoiser, anatomy) else 1
         passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
         self._steps = _steps(steps, branches, passes, scheduler)
+        self._handover = None if scheduler is None else handover(model, scheduler)
         self._units: dict[tuple[Site, ...], list[Unit]] = {}  # of the sites that some methods ask about
 
     def plan(self, *methods: Method) -> Plan:
@@ -83,7 +84,7 @@ class Planner:
         for method in ordered:
             method.review(self._setting)
         sites = tuple(modules)
-        columns = lay(sites, ordered, self._steps)
+        columns = lay(sites, ordered, self._steps, self._handover)
         if sites not in self._units:
             self._units[sites] = price(modules, self._examples)
         model = type(self._denoiser).__name__

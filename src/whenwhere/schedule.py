@@ -38,6 +38,20 @@ def executed(
     return timesteps[first : first + count], sigmas[first : first + count]
 
 
+def handover(pipe: object, scheduler: Scheduler) -> int | None:
+    """The step at which a pipeline's second denoiser takes over: the first below its boundary, a share of the range.
+
+    Args:
+        pipe: the pipeline; one without a boundary leaves everything to its first denoiser.
+        scheduler: its own, with timesteps set.
+    """
+    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    if share is None:
+        return None
+    config: Any = getattr(scheduler, "config", None)
+    return int((scheduler.timesteps >= share * config.num_train_timesteps).sum())
+
+
 def noise_levels(scheduler: Any, timesteps: Sequence[float | None]) -> list[float | None]:
     """The noise level at every timestep of a scheduler; `None` where it does not tell.
 

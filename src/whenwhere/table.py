@@ -33,18 +33,23 @@ class Column:
     reached: list[bool]
 
 
-def lay(sites: Sequence[Site], methods: Sequence[Method], steps: Sequence[Step]) -> list[Column]:
+def lay(
+    sites: Sequence[Site], methods: Sequence[Method], steps: Sequence[Step], handover: int | None = None
+) -> list[Column]:
     """Ask every method about every site and step; settle recalls, reach and keeping.
 
     Args:
         sites: in the order of execution.
         methods: the outermost first.
         steps: in the order of evaluation; separate guidance calls follow one another.
+        handover: the step at which a second network takes over, for which nothing is remembered.
     """
     columns = [Column(step, [_ask(site, methods, step) for site in sites], [True] * len(sites)) for step in steps]
     within = ancestors(sites)
     remembered: set[SlotKey] = set()
     for column in columns:
+        if column.step.index == handover and column.step.pass_ == 0:
+            remembered.clear()
         for i in range(len(sites)):
             column.reached[i] = not any(_stops(column.opinions[j]) and column.reached[j] for j in within[i])
             if column.reached[i]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..decision import Call, Output, Slot
+from ..pricing.sizes import sees_a_picture
 from ..pricing.unit import Macs, Unit
 from ..taps import Forward, Tap, projections, tapped
 from .cross import named_arguments
@@ -30,6 +31,8 @@ class Append(Guided):
         own = named["encoder_hidden_states"]
         if isinstance(own, tuple):
             raise ValueError(f"{call.method} does not go with an IP-Adapter; NAG and NASA do.")
+        if sees_a_picture(call.module):
+            raise ValueError(f"{call.method} does not go with a picture beside the text; NAG and NASA do.")
         negative = spread(text[0], len(own))
         named["encoder_hidden_states"] = torch.cat([own, negative], 1)
         named["attention_mask"] = self._mask(own, named.get("attention_mask"), negative, text[1])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..anatomy import Role
 from ..decision import Call, Output
 from ..layout import argument_reader
+from ..pricing.sizes import TEXT_BESIDE_PICTURE, sees_a_picture
 from ..taps import Forward, Tap, projections, tapped
 from .network import Projected
 from .text import spread
@@ -58,6 +59,7 @@ class Twice:
         self._named = named_arguments(call)
         self._tokens: Tensor = self._named["hidden_states"]
         self._rows = conditional_rows(call, len(self._tokens))
+        self._picture = sees_a_picture(self._attn)
         self.keys = keys
         self._seen: dict[str, Tensor] = {}  # projections of the whole batch
         self._second: dict[str, Tensor] | None = None  # what stands for the keys and values of a second run
@@ -69,6 +71,9 @@ class Twice:
             module: self._tap_input(name)
             for name, module in projections(self._attn, "to_q", "to_k", "to_v", "to_kv").items()
         }
+        if self._picture:
+            added = projections(self._attn, "add_k_proj", "add_v_proj", "to_added_kv")
+            taps |= {module: self._tap_picture(name) for name, module in added.items()}
         out: Any = self._attn.get_submodule("to_out.0")
         with tapped({**taps, out: self._tap_output}):
             output = self._call.run()
@@ -94,6 +99,20 @@ class Twice:
 
         return tap
 
+    def _tap_picture(self, name: str) -> Tap:
+        """In the second run the picture is one token of zeros, which adds nothing to what the text gives."""
+
+        def tap(original: Forward) -> Forward:
+            def forward(tokens: Tensor) -> Tensor:
+                if self._second is None:
+                    return original(tokens)  # type: ignore[no-any-return]
+                width: Any = self._attn.inner_dim
+                return tokens.new_zeros(*tokens.shape[:2], 2 * width if name == "to_added_kv" else width)
+
+            return forward
+
+        return tap
+
     def _tap_output(self, original: Forward) -> Forward:
         def forward(attended: Tensor) -> Output:
             if self._second is not None:
@@ -107,19 +126,29 @@ class Twice:
         return forward
 
     def _guided(self, conditional: Tensor) -> Tensor:
-        """Guide the text's part of Z; the images of an IP-Adapter were added to it and stay."""
+        """Guide the text's part of Z; the images of an IP-Adapter, or Wan's picture, were added to it and stay."""
         negative = self._run_again(self._text, self.keys)
-        if not isinstance(self._named["encoder_hidden_states"], tuple):
+        text = self._text_alone()
+        if text is None:
             return self._guide(conditional, negative)
         own = {name: tensor[self._rows] for name, tensor in self._seen.items() if name != "to_q"}
-        text, mask = self._named["encoder_hidden_states"][0], self._named.get("attention_mask")
+        mask = self._named.get("attention_mask")
         positive = self._run_again((text[self._rows], None if mask is None else mask[self._rows]), own)
         return conditional - positive + self._guide(positive, negative)
+
+    def _text_alone(self) -> Tensor | None:
+        """The positive text where images come with it, (R, T, D)."""
+        given: Any = self._named["encoder_hidden_states"]
+        if isinstance(given, tuple):
+            return given[0]  # type: ignore[no-any-return]
+        return given[:, -TEXT_BESIDE_PICTURE:] if self._picture else None
 
     def _run_again(self, text: Projected, keys: dict[str, Tensor]) -> Tensor:
         """Z of the conditional queries for another text."""
         tokens = self._tokens[self._rows]
         context, mask = spread(text[0], len(tokens)), None if text[1] is None else spread(text[1], len(tokens))
+        if self._picture:
+            context = torch.cat([context.new_zeros(len(context), 1, context.shape[2]), context], 1)
         named = {**self._named, "hidden_states": tokens, "encoder_hidden_states": context, "attention_mask": mask}
         if isinstance(self._named["encoder_hidden_states"], tuple):
             named |= {"encoder_hidden_states": (context, []), "ip_adapter_masks": None}

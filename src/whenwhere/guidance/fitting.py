@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..pricing.sizes import TEXT_BESIDE_PICTURE, sees_a_picture
 from .network import Network
 from .text import Size, Text
 
@@ -34,8 +35,6 @@ def check_processors(method: object, denoiser: nn.Module) -> None:
         ValueError: a processor is none of those that were tried.
     """
     for path, module in denoiser.named_modules():
-        if type(module).__name__ == "WanAttention" and getattr(module, "add_k_proj", None) is not None:
-            raise ValueError(f"{method}: {path} attends to a picture beside the text, for which guidance is not made.")
         processor = getattr(module, "processor", None)
         name = type(processor).__name__
         own = not getattr(module, "is_cross_attention", True) and getattr(module, "added_kv_proj_dim", None) is None
@@ -43,6 +42,20 @@ def check_processors(method: object, denoiser: nn.Module) -> None:
             raise ValueError(
                 f"{method}: {path} has the processor {name}, which is not known to project where it should."
             )
+
+
+def check_length(method: object, denoiser: nn.Module, text: Text | None) -> None:
+    """Look at the length of the negative text where a picture comes before it.
+
+    Raises:
+        ValueError: diffusers would take its first tokens for the picture's, or the picture's for its.
+    """
+    tokens = TEXT_BESIDE_PICTURE if text is None else text.embeds.shape[1]
+    if tokens != TEXT_BESIDE_PICTURE and any(map(sees_a_picture, denoiser.modules())):
+        raise ValueError(
+            f"{method}: {type(denoiser).__name__} sees a picture before the text and tells them apart by the text's "
+            f"{TEXT_BESIDE_PICTURE} tokens, as its pipeline encodes it; the negative text has {tokens}."
+        )
 
 
 def size_of(text: Text | None, prompts: str | Sequence[str] | None, network: Network, denoiser: nn.Module) -> Size:

@@ -30,11 +30,15 @@ class Guide(Guided):
         return GuideAnew(self.edit, self.size)
 
     def extra(self, unit: Unit, samples: int) -> Macs:
-        """A second attention for every conditional row; with an IP-Adapter a third, of its text alone."""
+        """A second attention for every conditional row; with images a third, of its text alone.
+
+        A picture is one token of zeros in both.
+        """
         sizes = unit.attended
         assert sizes is not None
-        images = any(path.startswith("processor.to_k_ip") for path in unit.parts)
-        tokens = self.size.tokens_beside(sizes.text) + images * sizes.text
+        picture = any(path in ("add_k_proj", "to_added_kv") for path in unit.parts)
+        images = picture or any(path.startswith("processor.to_k_ip") for path in unit.parts)
+        tokens = self.size.tokens_beside(sizes.text) + images * sizes.text + 2 * picture
         return Macs(all=2 * sizes.queries * tokens * sizes.width * sizes.rows * samples)
 
 

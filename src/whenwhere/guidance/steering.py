@@ -15,7 +15,7 @@ from ..method import Method
 from ..position import Position, is_threshold, told
 from ..site import Kind, Site
 from .edits import Edit
-from .fitting import check_processors, size_of
+from .fitting import check_length, check_processors, size_of
 from .guide import Guide
 from .joint import Accompany, Beside, GuideJoint
 from .network import Network, Published, network_of
@@ -100,6 +100,7 @@ class Steering(Method):
         if text is None and prompts is not None and pipe is not None:
             given = [prompts] if isinstance(prompts, str) else list(prompts)
             text = encode(pipe, given, dict(network.outputs), network.encoders)
+        check_length(self, denoiser, text)
         width = network.width(denoiser)
         if text is not None and width not in (None, text.embeds.shape[-1]):
             raise ValueError(

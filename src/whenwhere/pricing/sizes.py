@@ -7,6 +7,15 @@ from torch import nn
 
 from .unit import Attended
 
+# Wan tells its text from the picture before it by this length, which is fixed in diffusers.
+TEXT_BESIDE_PICTURE = 512
+
+
+def sees_a_picture(attention: nn.Module) -> bool:
+    """Whether a cross-attention has keys and values of a picture beside those of a text, in one sequence (Wan)."""
+    added: Any = getattr(attention, "add_k_proj", None) or getattr(attention, "to_added_kv", None)
+    return added is not None and bool(getattr(attention, "is_cross_attention", False))
+
 
 def note_sizes(model: nn.Module, rows: int, sizes: dict[str, Attended]) -> list[Any]:
     """Let every attention, and every block around one, write its sizes down; gives the handles of the hooks.
@@ -32,7 +41,9 @@ def _of_attention(sizes: dict[str, Attended], path: str, rows: int) -> Any:
         text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's images come beside the text
         queries = tokens.shape[1] if tokens.ndim == 3 else tokens[0, 0].numel()
         width: Any = getattr(module.to_q, "out_features", 0)
-        sizes[path] = Attended(queries, 0 if text is None else text.shape[1], width, len(tokens) // rows)
+        attended = 0 if text is None else text.shape[1]
+        attended = min(attended, TEXT_BESIDE_PICTURE) if sees_a_picture(module) else attended
+        sizes[path] = Attended(queries, attended, width, len(tokens) // rows)
 
     return hook
 
