@@ -94,6 +94,9 @@ REFUSED = [
     (TAYLOR, "latte", "attaches nothing to LatteTransformer3DModel"),
     (MAGNITUDE, "sd", "attaches nothing to UNet2DConditionModel"),
     (FIRST, "sd", "does not fit UNet2DConditionModel, says diffusers"),
+    (FIRST, "sd3", "FirstBlockCacheConfig fails on SD3Transformer2DModel in diffusers: its last block"),
+    (FIRST, "latte", "FirstBlockCacheConfig fails on LatteTransformer3DModel .* take turns"),
+    (MAGNITUDE, "latte", "MagCacheConfig fails on LatteTransformer3DModel .* take turns"),
     (FIRST, "hunyuan-dit", "does not fit HunyuanDiT2DModel, says diffusers"),
 ]
 

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2408.12588) as diffusers implements them. They decide whil
 that is computed, and the trace what was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from ..clock import Step
 from ..decision import Decision
 from ..method import Method, Setting
 from ..site import Kind, Site
-from ..upstream import CONFIGURATIONS, InContext, Skipped, put_on
+from ..upstream import CONFIGURATIONS, FAILING, InContext, Skipped, put_on
 
 _SEEN = (Kind.BLOCK, Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION, Kind.MLP)
 
@@ -47,6 +47,13 @@ class Upstream(Method):
             raise TypeError(
                 f"config must be one of diffusers' {', '.join(CONFIGURATIONS)}; got {type(self.config).__name__}"
             )
+
+    def check(self, sites: Sequence[Site], model: str) -> None:  # noqa: ARG002
+        """Some are put on, and fail while they run."""
+        name = type(self.config).__name__
+        reason = FAILING.get((name, model))
+        if reason is not None:
+            raise ValueError(f"{name} fails on {model} in diffusers: {reason}. FORA and DeltaDiT work on it.")
 
     def review(self, setting: Setting) -> None:
         """MagCache counts the steps it was told."""
