@@ -10,6 +10,8 @@ from torch import nn
 
 STEPS = 6
 
+Interruption = Callable[..., None]  # of a case, its pipeline, and whether that runs with guidance
+
 
 def can_be_interrupted(interruption: str, case: str) -> bool:
     """Callbacks are missing from some pipelines, and some that have them do not heed `_interrupt`."""
@@ -19,10 +21,10 @@ def can_be_interrupted(interruption: str, case: str) -> bool:
     )
 
 
-def _by_error_in_a_block(error: type[BaseException]) -> Callable[[str, DiffusionPipeline], None]:
+def _by_error_in_a_block(error: type[BaseException]) -> Interruption:
     """Fail when the last module of the network that has weights is called for the third time."""
 
-    def interrupt(case: str, pipe: DiffusionPipeline) -> None:
+    def interrupt(case: str, pipe: DiffusionPipeline, guidance: bool = True) -> None:
         network = getattr(pipe, CASES[case].denoiser)
         calls: list[int] = []
 
@@ -34,23 +36,23 @@ def _by_error_in_a_block(error: type[BaseException]) -> Callable[[str, Diffusion
         innermost = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
         handle = innermost.register_forward_pre_hook(fail)
         with pytest.raises(error, match="in the middle"):
-            run(case, pipe, steps=STEPS)
+            run(case, pipe, steps=STEPS, guidance=guidance)
         handle.remove()
 
     return interrupt
 
 
-def _by_error_in_a_callback(case: str, pipe: DiffusionPipeline) -> None:
+def _by_error_in_a_callback(case: str, pipe: DiffusionPipeline, guidance: bool = True) -> None:
     def fail(_: object, step: int, *__: object) -> dict[str, Any]:
         if step == 2:
             raise ArithmeticError("in the middle")
         return {}
 
     with pytest.raises(ArithmeticError, match="in the middle"):
-        run(case, pipe, steps=STEPS, callback=fail)
+        run(case, pipe, steps=STEPS, guidance=guidance, callback=fail)
 
 
-def _by_abort(case: str, pipe: DiffusionPipeline) -> None:
+def _by_abort(case: str, pipe: DiffusionPipeline, guidance: bool = True) -> None:
     seen = []
 
     def abort(pipe: Any, step: int, *_: object) -> dict[str, Any]:
@@ -58,11 +60,11 @@ def _by_abort(case: str, pipe: DiffusionPipeline) -> None:
         pipe._interrupt = step == 2
         return {}
 
-    run(case, pipe, steps=STEPS, callback=abort)
+    run(case, pipe, steps=STEPS, guidance=guidance, callback=abort)
     assert seen[-1] == 2
 
 
-INTERRUPTIONS: Mapping[str, Callable[[str, DiffusionPipeline], None]] = {
+INTERRUPTIONS: Mapping[str, Interruption] = {
     "error": _by_error_in_a_block(ArithmeticError),
     "keyboard interrupt": _by_error_in_a_block(KeyboardInterrupt),
     "callback error": _by_error_in_a_callback,

@@ -1,6 +1,7 @@
 """The laws every method obeys on every pipeline it accepts, as functions of a setting and a case.
 
-A new method adds one `Setting` to `SETTINGS` in `test_laws.py`; what it refuses is written there by hand.
+A new method adds one `Setting`, here or beside its own tests; what it refuses is written there by hand. A test in
+`test_laws_of_all.py` fails until it has one.
 """
 
 import warnings
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from whenwhere import Attachment, Method, attach
 from whenwhere.pricing.cost import Macs, count
 
 IDLE = "changed nothing"
+UNTOLD = ("dit", "skip-dit")  # whose pipelines do not say that they guide
 
 # Cases that run something besides the denoiser: VAEs, image encoders, ControlNets that no method asks about.
 _COMPANY = "img2img inpaint controlnet sd-adapter pix2pix svd dit"
@@ -37,6 +40,8 @@ class Setting:
         refused: cases that attach refuses, and a word that its message must contain.
         refused_later: cases that are refused at the first step, when the guidance branches are known.
         idle: cases that are accepted although there is nothing to do, so that a warning says so.
+        guided: whether the pipelines are run with guidance.
+        told: cases that attach must be told of whether they guide.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Setting:
     refused: Mapping[str, str]
     refused_later: Mapping[str, str]
     idle: frozenset[str] = frozenset()
+    guided: bool = True
+    told: tuple[str, ...] = UNTOLD
 
     def accepts(self, case: str) -> bool:
         return case not in self.refused and case not in self.refused_later
@@ -58,9 +65,14 @@ def steps_of(case: str) -> int:
     return {"sd-img2img": 4, "sdxl-img2img": 4, "sdxl-inpaint": 5}.get(case, STEPS)
 
 
-def attached(pipe: DiffusionPipeline, case: str, *methods: Method) -> Attachment:
-    """Attach; DiTPipeline does not tell that it guides."""
-    return attach(pipe, *methods, guidance=True if case == "dit" else None)
+def attached(pipe: DiffusionPipeline, setting: Setting, case: str, methods: tuple[Method, ...] = ()) -> Attachment:
+    """Attach the setting, or other methods as it would be."""
+    return attach(pipe, *methods or setting.methods, guidance=setting.guided if case in setting.told else None)
+
+
+def generate(setting: Setting, case: str, pipe: DiffusionPipeline, **request: Any) -> Tensor:
+    """The latents of a run."""
+    return run(case, pipe, **{"steps": STEPS, "guidance": setting.guided} | request)
 
 
 @contextmanager
@@ -82,17 +94,17 @@ def silent() -> Iterator[None]:
 
 
 @cache
-def plain(case: str) -> Tensor:
+def plain(case: str, guided: bool = True) -> Tensor:
     """The latents of a run without any method."""
-    return run(case, build(case), steps=STEPS)
+    return run(case, build(case), steps=STEPS, guidance=guided)
 
 
 @cache
 def treated(setting: Setting, case: str, steps: int = STEPS) -> Tensor:
     """The latents of a run with the setting on a fresh pipeline."""
     pipe = build(case)
-    with attached(pipe, case, *setting.methods), silent():
-        return run(case, pipe, steps=steps)
+    with attached(pipe, setting, case), silent():
+        return generate(setting, case, pipe, steps=steps)
 
 
 def networks(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -118,16 +130,16 @@ def accepted_or_refused(setting: Setting, case: str) -> None:
     if case in setting.refused:
         before = attributes(pipe)
         with pytest.raises(ValueError, match=setting.refused[case]):
-            attached(pipe, case, *setting.methods)
+            attached(pipe, setting, case)
         assert attributes(pipe) == before
     elif case in setting.refused_later:
-        with attached(pipe, case, *setting.methods), pytest.raises(ValueError, match=setting.refused_later[case]):
-            run(case, pipe, steps=STEPS)
-        assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
+        with attached(pipe, setting, case), pytest.raises(ValueError, match=setting.refused_later[case]):
+            generate(setting, case, pipe)
+        assert torch.equal(generate(setting, case, pipe), plain(case, setting.guided))
     else:
-        with attached(pipe, case, *setting.methods), idleness(case in setting.idle):
-            latents = run(case, pipe, steps=STEPS)
-        assert torch.equal(latents, plain(case)) == (case in setting.idle)
+        with attached(pipe, setting, case), idleness(case in setting.idle):
+            latents = generate(setting, case, pipe)
+        assert torch.equal(latents, plain(case, setting.guided)) == (case in setting.idle)
 
 
 # -- neutral is exact ------------------------------------------------------------------------------------------------
@@ -135,8 +147,8 @@ def accepted_or_refused(setting: Setting, case: str) -> None:
 
 def neutral_is_exact(setting: Setting, case: str) -> None:
     pipe = build(case)
-    with attached(pipe, case, *setting.neutral(steps_of(case))), idleness(True):
-        assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
+    with attached(pipe, setting, case, setting.neutral(steps_of(case))), idleness(True):
+        assert torch.equal(generate(setting, case, pipe), plain(case, setting.guided))
 
 
 # -- nothing left ----------------------------------------------------------------------------------------------------
@@ -145,26 +157,26 @@ def neutral_is_exact(setting: Setting, case: str) -> None:
 def nothing_left(setting: Setting, case: str) -> None:
     """After a complete generation."""
     pipe = build(case)
-    assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
+    assert torch.equal(generate(setting, case, pipe), plain(case, setting.guided))
     before = attributes(pipe)
-    with attached(pipe, case, *setting.methods), silent():
-        run(case, pipe, steps=STEPS)
+    with attached(pipe, setting, case), silent():
+        generate(setting, case, pipe)
     assert attributes(pipe) == before
     assert not any("forward" in names for names in attributes(pipe).values())
-    assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
+    assert torch.equal(generate(setting, case, pipe), plain(case, setting.guided))
 
 
 def nothing_left_after(interruption: str, setting: Setting, case: str) -> None:
     """After a generation that ended early: the next one is clean, attached and detached."""
     pipe = build(case)
-    run(case, pipe, steps=STEPS)
+    generate(setting, case, pipe)
     before = attributes(pipe)
-    with attached(pipe, case, *setting.methods), silent():
-        INTERRUPTIONS[interruption](case, pipe)
-        assert torch.equal(run(case, pipe, steps=STEPS + 2), treated(setting, case, STEPS + 2))
-        INTERRUPTIONS[interruption](case, pipe)
+    with attached(pipe, setting, case), silent():
+        INTERRUPTIONS[interruption](case, pipe, setting.guided)
+        assert torch.equal(generate(setting, case, pipe, steps=STEPS + 2), treated(setting, case, STEPS + 2))
+        INTERRUPTIONS[interruption](case, pipe, setting.guided)
     assert attributes(pipe) == before
-    assert torch.equal(run(case, pipe, steps=STEPS), plain(case))
+    assert torch.equal(generate(setting, case, pipe), plain(case, setting.guided))
 
 
 # -- generations are independent -------------------------------------------------------------------------------------
@@ -173,14 +185,14 @@ def nothing_left_after(interruption: str, setting: Setting, case: str) -> None:
 def generations_are_independent(setting: Setting, case: str) -> None:
     """Neither the same generation before, nor one with everything different, changes a generation."""
     pipe = build(case)
-    with attached(pipe, case, *setting.methods), silent():
-        assert torch.equal(run(case, pipe, steps=STEPS), treated(setting, case))
-        assert torch.equal(run(case, pipe, steps=STEPS), treated(setting, case))
-        run(case, pipe, steps=STEPS + 2, prompts=2, size=24, seed=5)
-        assert torch.equal(run(case, pipe, steps=STEPS), treated(setting, case))
-        if case != "dit":  # whose guidance is declared once and for all
-            run(case, pipe, steps=STEPS - 1, guidance=False, embeds_seed=9)
-            assert torch.equal(run(case, pipe, steps=STEPS), treated(setting, case))
+    with attached(pipe, setting, case), silent():
+        assert torch.equal(generate(setting, case, pipe), treated(setting, case))
+        assert torch.equal(generate(setting, case, pipe), treated(setting, case))
+        generate(setting, case, pipe, steps=STEPS + 2, prompts=2, size=24, seed=5)
+        assert torch.equal(generate(setting, case, pipe), treated(setting, case))
+        if case not in setting.told and setting.guided:  # whose guidance is declared once and for all
+            generate(setting, case, pipe, steps=STEPS - 1, guidance=False, embeds_seed=9)
+            assert torch.equal(generate(setting, case, pipe), treated(setting, case))
 
 
 # -- the plan tells the truth ----------------------------------------------------------------------------------------
@@ -188,11 +200,12 @@ def generations_are_independent(setting: Setting, case: str) -> None:
 
 def plan_tells_the_truth(setting: Setting, case: str) -> None:
     """What was planned before anything ran, the plan in force, and what was done: the same rows."""
-    pipe = build(case)
-    beforehand = whenwhere.plan(pipe, *setting.methods, steps=steps_of(case), guidance=case != "flux")
-    with attached(pipe, case, *setting.methods) as attachment, silent():
-        run(case, pipe, steps=STEPS)
+    pipe, guided = build(case), setting.guided and case != "flux"
+    with attached(pipe, setting, case) as attachment, silent():
+        generate(setting, case, pipe)
         plan, trace = attachment.plan, attachment.trace
+    timed = {"scheduler": pipe.scheduler} if any(method.reads_timestep for method in setting.methods) else {}
+    beforehand = whenwhere.plan(build(case), *setting.methods, steps=steps_of(case), guidance=guided, **timed)
     assert trace.rows == plan.rows
     assert trace.sites == plan.sites == beforehand.sites
     assert plan.rows == beforehand.rows
@@ -209,8 +222,8 @@ def cost_is_what_was_promised(setting: Setting, case: str) -> None:
     network is priced with the ordinary one.
     """
     pipe = build(case)
-    with attached(pipe, case, *setting.methods) as attachment, silent():
-        _, counted = count(lambda: run(case, pipe, steps=STEPS, prompts=2))
+    with attached(pipe, setting, case) as attachment, silent():
+        _, counted = count(lambda: generate(setting, case, pipe, prompts=2))
         cost, trace = attachment.plan.cost, attachment.trace
     company = _macs_of_a_plain_run(case) - cost.baseline
     if case == "sd-pag":
@@ -221,6 +234,16 @@ def cost_is_what_was_promised(setting: Setting, case: str) -> None:
         assert min(company.all, company.papers) >= 0
     assert cost.macs.all < cost.baseline.all or case in setting.idle
     assert trace.held == cost.bytes
+
+
+def trace_costs_what_was_counted(setting: Setting, case: str) -> None:
+    """The same for methods that decide while they run: what was done is priced as it was counted."""
+    pipe = build(case)
+    with attached(pipe, setting, case) as attachment, silent():
+        _, counted = count(lambda: generate(setting, case, pipe, prompts=2))
+        cost = attachment.trace.cost
+    assert counted == cost.macs + (_macs_of_a_plain_run(case) - cost.baseline)
+    assert cost.macs.all < cost.baseline.all
 
 
 @cache
@@ -234,10 +257,10 @@ def _macs_of_a_plain_run(case: str) -> Macs:
 
 def batch_equals_its_prompts(setting: Setting, case: str) -> None:
     pipe = build(case)
-    with attached(pipe, case, *setting.methods), silent():
-        alone = [run(case, pipe, steps=STEPS, seed=i) for i in range(3)]
+    with attached(pipe, setting, case), silent():
+        alone = [generate(setting, case, pipe, seed=i) for i in range(3)]
         for prompts in (2, 3):
-            together = run(case, pipe, steps=STEPS, prompts=prompts)
+            together = generate(setting, case, pipe, prompts=prompts)
             assert len(together) == prompts
             for i in range(prompts):
                 change = (together[i : i + 1] - alone[i]).norm() / alone[i].norm()

@@ -30,7 +30,8 @@ SETTING = Setting(
     "Δ-DiT",
     (DeltaDiT(interval=3, boundary=3),),  # the second interval would serve both stages, were it not for the full step 3
     neutral=lambda _: (DeltaDiT(interval=1),),
-    refused=dict.fromkeys(UNETS, "is a U-Net. DeepCache works") | {"hunyuan-dit": 'Choose mode="middle"'},
+    refused=dict.fromkeys(UNETS, "is a U-Net. DeepCache works")
+    | dict.fromkeys(("hunyuan-dit", "skip-dit"), 'Choose mode="middle"'),
     refused_later={},
 )
 STRADDLING = Setting(

@@ -20,7 +20,7 @@ WITHOUT_SKIPS = dict.fromkeys(
     "TGate works on .* GuidanceStop on all",
 )
 WITHOUT_TEXT_ATTENTION = dict.fromkeys(
-    ["dit", "sd3", "sd35", "flux", "flux-true-cfg"], "needs cross-attention; .* GuidanceStop works"
+    ["dit", "skip-dit", "sd3", "sd35", "flux", "flux-true-cfg"], "needs cross-attention; .* GuidanceStop works"
 )
 PERTURBED = {"sd-pag": "perturbed-attention guidance splits its batch"}
 THREE_BRANCHES = dict.fromkeys(["sd-pag", "sd-pix2pix"], "averages two guidance branches; .* has 3. GuidanceStop works")
@@ -80,7 +80,8 @@ SETTINGS = (
         "ToCa",
         (ToCa(interval=3, fresh_ratio=0.3),),
         neutral=lambda _: (ToCa(interval=1),),
-        refused=dict.fromkeys([case for case in CASES if case not in PLAIN_STACKS], "stacks of plain blocks"),
+        refused=dict.fromkeys([case for case in CASES if case not in PLAIN_STACKS], "stacks of plain blocks")
+        | dict.fromkeys(("flux", "flux-true-cfg"), "has text among it: schedule='flux'"),
         refused_later={"wan": "normalises its queries; take score='value_norm'"},
     ),
 )

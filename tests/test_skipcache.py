@@ -15,14 +15,14 @@ import whenwhere
 from whenwhere import SkipCache, attach
 from whenwhere.clock import Step, lay_out
 
-CASE = "hunyuan-dit"  # the one family with long skips
+CASE = "hunyuan-dit"  # the one family of diffusers with long skips
 WIDE = SkipCache(interval=2, depth=1, start_timestep=1000, stop_timestep=0)
 
 SETTING = Setting(
     "Skip-Cache",
     (WIDE,),
     neutral=lambda _: (SkipCache(interval=1),),
-    refused=dict.fromkeys(set(CASES) - {CASE}, "DeepCache works on U-Nets, FORA and DeltaDiT on other"),
+    refused=dict.fromkeys(set(CASES) - {CASE, "skip-dit"}, "DeepCache works on U-Nets, FORA and DeltaDiT on other"),
     refused_later={},
 )
 LAWS = (

@@ -22,7 +22,7 @@ OFFSET = SkipOffset(interval=3, depth=2, **ALWAYS)
 FORECAST = SkipForecast(interval=2, depth=1, **ALWAYS)
 LIMIT = 0.45  # a drift that some steps of the tiny network exceed, and some do not
 DRIFT = SkipDrift(threshold=float("inf"), longest=3)
-OTHERS = dict.fromkeys(set(CASES) - {CASE}, "DeepCache works on U-Nets, FORA and DeltaDiT on other")
+OTHERS = dict.fromkeys(set(CASES) - {CASE, "skip-dit"}, "DeepCache works on U-Nets, FORA and DeltaDiT on other")
 
 SETTINGS = (
     Setting("offset", (OFFSET,), lambda _: (SkipOffset(interval=1),), OTHERS, {}),
