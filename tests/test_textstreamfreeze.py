@@ -10,7 +10,7 @@ from naive import denoiser, distance
 from pipelines import build, run
 from torch import Tensor, nn
 
-from whenwhere import FORA, NAG, DeltaDiT, GuidanceStop, TextStreamFreeze, attach, plan
+from whenwhere import FORA, NAG, DeltaDiT, GuidanceStop, TextStreamFreeze, ToCa, attach, plan
 from whenwhere.pricing.cost import count
 
 JOINT = ("sd3", "sd35", "flux", "flux-true-cfg")
@@ -135,3 +135,11 @@ def test_a_step_behind_the_last_is_refused():
         plan(build("sd3"), TextStreamFreeze(9), steps=6)
     with pytest.raises(ValueError, match="step must be at least 1, got 0"):
         TextStreamFreeze(0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tokens_chosen_from_both_streams_are_refused(reverse):
+    pipe, methods = build("flux"), [ToCa(3, 0.3, schedule="flux"), TextStreamFreeze(4)]
+    words = r"another method gives|must not change"
+    with attach(pipe, *methods[:: -1 if reverse else 1]), pytest.raises((ValueError, RuntimeError), match=words):
+        run("flux", pipe, steps=9)

@@ -132,10 +132,13 @@ class Refresh(Decision):
         return output
 
     def _chosen(self, call: Call, slot: Slot, kept: Mapping[str, Tensor], count: int) -> Tensor:
-        """The tokens that need it most, (B, count); a projection takes those that the MLP before it chose."""
+        """The tokens that need it most, (B, count); a projection takes those that the MLP before it chose.
+
+        They stay in their order: where all are chosen, text is still before the picture.
+        """
         handed = f"chosen {self.whole.block}"
         if call.site.kind is not Kind.PROJECTION:
-            call.notes[handed] = highest(self._scores(call, slot, kept["since"]), count)
+            call.notes[handed] = highest(self._scores(call, slot, kept["since"]), count).sort(1).values
         elif handed not in call.notes:
             raise ValueError(f"{call.method}: another method stopped the MLP before {call.site}; take one of the two.")
         chosen: Tensor = call.notes[handed]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy import Role
 from ..decision import Call, Compute, Decision, Output, Slot
 from ..pricing.unit import Macs, Unit
 from ..taps import tapped
 from .branches import each_branch
-from .texttaps import frozen, image_only, noted, once
+from .texttaps import frozen, noted, once
 
 _ALONE = "computed for the image alone"
 
@@ -99,7 +99,7 @@ class TextBlock(Decision):
     """Run a block and tell its attention how many tokens are text.
 
     Attributes:
-        alone: whether what has one set of weights for both streams is run on the image's tokens alone.
+        alone: whether the text is left out of it.
     """
 
     alone: bool
@@ -115,16 +115,35 @@ class TextBlock(Decision):
         """Run."""
         assert call.module is not None
         text = call.notes["text"] = int(call.kwargs["encoder_hidden_states"].shape[1])
-        shared = [getattr(call.module, name, None) for name in ("proj_mlp", "proj_out")]
+        call.notes["tokens"] = text + call.tokens.shape[1]
         if not self.alone:
             return call.run()
-        taps = {module: image_only(text) for module in shared if isinstance(module, nn.Module)}
-        with tapped({**taps, call.module.get_submodule("attn"): once(call)}):
+        with tapped({call.module.get_submodule("attn"): once(call)}):
             return call.run()
 
+
+@dataclass(frozen=True, slots=True)
+class ImageOnly(Decision):
+    """Run what serves both streams on the image's tokens alone; the text's before them become zeros."""
+
+    symbol: ClassVar[str] = FrozenText.symbol
+    name: ClassVar[str] = _ALONE
+
+    def apply(self, call: Call, slot: Slot) -> Output:  # noqa: ARG002
+        """Cut the text off, run, put zeros in its place."""
+        text, count = call.notes["text"], call.tokens.shape[1]
+        if count != call.notes["tokens"]:
+            raise ValueError(
+                f"{call.method}: another method gives {count} of {call.notes['tokens']} tokens to {call.site}, and "
+                f"nobody knows which are text; let it end before step {call.step.index}."
+            )
+        image: Tensor = call.forward(call.tokens[:, text:])
+        return torch.cat([image.new_zeros(len(image), text, image.shape[-1]), image], 1)
+
     def saved(self, unit: Unit) -> Macs:
-        """The text's share of projections that serve both streams."""
-        return _text_share(unit, "proj_mlp", "proj_out") if self.alone else Macs()
+        """The text's share."""
+        sizes = unit.attended
+        return unit.macs.times(sizes.text / sizes.queries) if sizes else Macs()
 
 
 def _attention(call: Call) -> Any:

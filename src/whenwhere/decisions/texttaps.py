@@ -55,19 +55,6 @@ def once(call: Call) -> Tap:
     return tap
 
 
-def image_only(text: int) -> Tap:
-    """A tap that runs on the image's tokens alone; so many tokens of text before them become zeros."""
-
-    def tap(original: Forward) -> Forward:
-        def forward(tokens: Tensor) -> Tensor:
-            image: Tensor = original(tokens[:, text:])
-            return torch.cat([image.new_zeros(len(image), text, image.shape[-1]), image], 1)
-
-        return forward
-
-    return tap
-
-
 def _double(attn: Any) -> bool:
     return getattr(attn, "added_kv_proj_dim", None) is not None
 

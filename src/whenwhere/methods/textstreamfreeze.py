@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ..clock import Step
 from ..decision import Decision
-from ..decisions.textstream import FrozenText, KeepText, LeaveOut, TextBlock
+from ..decisions.textstream import FrozenText, ImageOnly, KeepText, LeaveOut, TextBlock
 from ..position import FromStep, Position
 from ..site import Kind, Site
 
@@ -35,13 +35,13 @@ class TextStreamFreeze(FromStep):
 
     step: Position = 10
 
-    kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP})
+    kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP, Kind.EXPANSION, Kind.PROJECTION})
     does: ClassVar = "freezes"
     lasting: ClassVar = True
     idle_reason: ClassVar = "the text is frozen only after the last step."
 
     def asks(self, site: Site) -> bool:
-        """Joint attentions, their blocks, and the text's MLPs."""
+        """Joint attentions, their blocks, the text's MLPs, and what serves both streams."""
         return site.kind in self.kinds and (site.kind is not Kind.MLP or site.path.endswith("_context"))
 
     def check(self, sites: Sequence[Site], model: str) -> None:
@@ -62,6 +62,8 @@ class TextStreamFreeze(FromStep):
             return TextBlock(frozen)
         if site.kind is Kind.MLP:
             return LeaveOut() if frozen else None
+        if site.kind is not Kind.JOINT_ATTENTION:
+            return ImageOnly() if frozen else None
         return FrozenText() if frozen else KeepText()
 
     def renews(self, step: Step) -> bool:

@@ -96,7 +96,7 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
             macs.get(site.path, Macs()),
             tuple(size // rows for size in outputs.get(site.path, ())),
             _parts(macs, site.path),
-            attended.get(site.path, None if site.path else of_text),
+            attended.get(_attending(site), None if site.path else of_text),
             next(twin.parameters()).element_size(),
             tokens.get(site.path, 0),
         )
@@ -125,6 +125,11 @@ def _latent_bytes(model: Unit, example: Mapping[str, Any]) -> int:
     """Of one sample. More than latents may enter the denoiser (a mask), or leave it (a variance), not both."""
     entering: Tensor = next(iter(example.values()))
     return min(sum(model.bytes), entering[0].numel() * entering.element_size())
+
+
+def _attending(site: Site) -> str:
+    """The path whose attention a site's sizes are those of: its own, or that of the block it shares with it."""
+    return site.path.rpartition(".")[0] if site.kind in (Kind.EXPANSION, Kind.PROJECTION) else site.path
 
 
 def _parts(macs: Mapping[str, Macs], path: str) -> dict[str, Macs]:

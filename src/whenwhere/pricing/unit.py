@@ -52,7 +52,7 @@ class Unit:
         macs: its multiply-adds.
         bytes: the bytes of every tensor of its output, in order.
         parts: the multiply-adds of every module inside it, by relative path.
-        attended: the sizes of its attention, or of the one attention inside it.
+        attended: the sizes of its attention, of the one attention inside it, or of that whose projection it shares.
         itemsize: bytes of one number.
         tokens: N, where what comes out is one tensor of tokens, (rows, N, D); else 0.
     """
