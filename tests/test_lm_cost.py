@@ -104,3 +104,8 @@ def test_the_table_of_the_specification(tokens, capacity, routing, ratio):
     assert found / (cost(config, None, tokens).macs + head) == pytest.approx(ratio, abs=0.006)
     teacher = cost(config, STT(capacity=0.5), 1024, teacher=True).macs + 1024 * 896 * 151936
     assert teacher / (cost(config, None, 1024).macs + 1024 * 896 * 151936) == pytest.approx(1.18, abs=0.02)
+
+
+def test_a_model_that_never_skips_in_training_has_no_saving_to_report():
+    with pytest.raises(ValueError, match="output='dense' trains a model that never skips"):
+        cost(dense().config, STT(output="dense"), TOKENS)

@@ -38,7 +38,15 @@ def cost(config: Any, routing: Routing | None, tokens: int, teacher: bool = Fals
         tokens: T.
         teacher: whether STT's teacher runs, as in training.
         number_bytes: of a number in the cache.
+
+    Raises:
+        ValueError: the model is trained without skipping, so that what skipping saves is not its cost.
     """
+    if routing is not None and routing.training_output == "dense":
+        raise ValueError(
+            "output='dense' trains a model that never skips, and what it would save says nothing about it; "
+            "give the cost of output='gated'."
+        )
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     width, size = config.hidden_size, getattr(config, "head_dim", None) or config.hidden_size // heads
     projections = 2 * width * heads * size + 2 * width * shared * size
