@@ -114,7 +114,7 @@ def test_the_cache_holds_what_was_executed_and_the_formula_says_so():
     with torch.no_grad():
         model(ids, use_cache=False)
     counts = [int(note.mask.sum()) for note in model.notes.values()]
-    assert [int(layer.count) for layer in layers] == counts
+    assert [int(layer.slots.count) for layer in layers] == counts
     held = cache_bytes(cache)
     assert [held[1], held[3]] == [count * 2 * 2 * 8 * 4 for count in counts]
     assert held[0] == 16 * 2 * 2 * 8 * 4
@@ -173,7 +173,7 @@ def test_a_prompt_may_be_routed_by_the_best_of_it():
     model, ids = calibrated(MoD(prefill_routing="topk")), text(2, 12)
     with torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
-    assert cache.layers[1].count.tolist() == [6, 6]
+    assert cache.layers[1].slots.count.tolist() == [6, 6]
     with torch.no_grad():
         model(ids[:, :1], past_key_values=cache)
     assert model.call.policy == "router"
@@ -188,7 +188,7 @@ def test_sequences_can_be_repeated_and_selected():
     cache.batch_select_indices(torch.tensor([4, 1]))
     layer = cache.layers[1]
     _, alone = in_chunks(model, ids[[2, 0]], mask[[2, 0]], [14])
-    assert torch.equal(layer.count, alone.layers[1].count)
+    assert torch.equal(layer.slots.count, alone.layers[1].slots.count)
     torch.testing.assert_close(layer.memory["static"], alone.layers[1].memory["static"])
     length = alone.layers[1].keys.shape[2]
     torch.testing.assert_close(layer.keys[:, :, :length], alone.layers[1].keys)

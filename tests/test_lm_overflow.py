@@ -32,7 +32,7 @@ def test_in_pieces_as_at_once(overflow, method, padded):
     assert torch.equal(single[1][kept], whole[1][kept])
     torch.testing.assert_close(single[0][kept], whole[0][kept], atol=1e-4, rtol=1e-4)
     for cache in (single[2], whole[2]):
-        assert cache.layers[1].count.max() <= SLOTS
+        assert cache.layers[1].slots.count.max() <= SLOTS
         assert cache.layers[1].keys.shape[2] <= SLOTS
         assert cache_bytes(cache)[1] < cache_bytes(cache)[0] * SLOTS / 23
     assert (whole[1].sum(1) <= SLOTS).all() == (overflow == "force_skip")
@@ -45,8 +45,8 @@ def test_the_oldest_makes_place():
     for place in range(6):
         cache = model(text(1, 6)[:, place : place + 1], past_key_values=cache, use_cache=True, selection=everything)
         cache = cache.past_key_values
-    assert cache.layers[1].position.tolist() == [[3, 4, 5]]
-    assert cache.layers[1].count.tolist() == [3]
+    assert cache.layers[1].slots.position.tolist() == [[3, 4, 5]]
+    assert cache.layers[1].slots.count.tolist() == [3]
 
 
 def test_room_enough_changes_nothing_and_beams_work():

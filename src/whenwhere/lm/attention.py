@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..tokens import take
-from .cache import Keys, RoutedLayer
+from .cache import RoutedLayer
 from .select import Chosen
+from .slots import Keys
 
 Rotary = tuple[Tensor, Tensor]
 

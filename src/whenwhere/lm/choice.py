@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .cache import RoutedLayer
 from .call import Call, of_layer
-from .routing import Look
+from .router import Look
 from .select import Chosen, everything, in_place, of_mask, steered, top_k
 from .tokens import Tokens
 
@@ -36,7 +36,7 @@ def choose(
     elif call.policy == "topk" and dynamic is None:
         assert look is not None
         found = top_k(look.score, of_layer(call.knob.capacity, layer.index) or layer.capacity, keep, always)
-        room = found.mask if memory is None else memory.room(found.mask)
+        room = found.mask if memory is None else memory.slots.room(found.mask)
         return found if room is found.mask else of_mask(room)
     elif call.policy in ("all", "none"):
         mask = torch.full_like(shape, call.policy == "all", dtype=torch.bool)
@@ -52,7 +52,7 @@ def choose(
     if call.policy == "all" and keep is None and given is None and not layer.routing.cache_slots:
         return everything(mask)
     mask = mask if keep is None else mask & keep
-    mask = mask if memory is None else memory.room(mask)
+    mask = mask if memory is None else memory.slots.room(mask)
     return in_place(mask) if call.training or layer.routing.decode_compute == "masked" else of_mask(mask)
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import softplus
 
 from ..ranges import at_least, one_of
 from .networks import Guess, Prior
-from .routing import Look, Routing
+from .router import Look
+from .routing import Routing
 from .surprise import (
     Criteria,
     Padding,

@@ -14,7 +14,8 @@ from .choice import QUANTILES, choose
 from .gates import blend, weight
 from .halves import AttentionHalf, Network
 from .networks import Imitator
-from .routing import Look, Routing
+from .router import Look
+from .routing import Routing
 from .select import Chosen, everything, in_place
 from .subset import Around, Subset
 from .tokens import Tokens, mean_over

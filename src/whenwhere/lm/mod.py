@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .gates import Gate
-from .routing import Look, Router, Routing
+from .router import Look, Router
+from .routing import Routing
 from .tokens import Tokens, mean_over
 
 

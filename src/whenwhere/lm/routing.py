@@ -1,19 +1,20 @@
-"""What all routed methods have in common: their parameters, and the router that scores tokens.
+"""What all routed methods have in common: their parameters.
 
 Names and defaults follow Mixture-of-Depths (Raposo et al., 2024, https://arxiv.org/abs/2404.02258) and the routed
 layers of the Subjective Depth and Timescale Transformers, which share its machinery.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ranges import at_least, one_of
 from .gates import GATES, Gate
 from .networks import Guess, Student
+from .router import Router
 from .select import as_fraction
 from .tokens import Tokens
 
@@ -173,45 +174,5 @@ class Routing(ABC):
         """λ of every loss of the router, by its name."""
 
     @abstractmethod
-    def router(self, width: int, eps: float) -> "Router":
+    def router(self, width: int, eps: float) -> Router:
         """A new router for one layer of a model of this width, whose norms have this eps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a router saw.
-
-    Attributes:
-        score: (B, T), float32; the highest are selected.
-        gate: (B, T), the soft gate.
-        losses: scalars that do not depend on the selection, by name.
-        details: further (B, T) of interest, by name.
-        dense: (B, T, D), the block's output for all tokens, where the router had to run it.
-    """
-
-    score: Tensor
-    gate: Tensor
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
-    details: Mapping[str, Tensor] = field(default_factory=dict)
-    dense: Tensor | None = None
-
-
-class Router(nn.Module, ABC):
-    """Scores the tokens in front of a layer.
-
-    Attributes:
-        looks_back: whether it looks at the stream in front of the layer before, too.
-        runs_block: whether it has to run the block to score, so that it can only teach a student.
-    """
-
-    looks_back: ClassVar[bool] = False
-    runs_block: ClassVar[bool] = False
-
-    @abstractmethod
-    def look(self, tokens: Tokens, run: Callable[[], Tensor]) -> Look:
-        """Score all tokens; `run` gives the block's output for all of them, attending to all."""
-
-    def losses(self, look: Look, mask: Tensor, keep: Tensor | None) -> Mapping[str, Tensor]:
-        """Scalars that depend on the selection (B, T), by name; none unless a router says so."""
-        del look, mask, keep
-        return {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .criterion import Criterion, Surprising
 from .networks import Student
-from .routing import Look, Router
+from .router import Look, Router
 from .tokens import Tokens
 
 

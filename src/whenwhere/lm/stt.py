@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..ranges import one_of
 from .criterion import Criterion, Surprising
-from .routing import DecodeRouting, Look, Router, TrainingOutput
+from .router import Look, Router
+from .routing import DecodeRouting, TrainingOutput
 from .tokens import Tokens, mean_over
 
 

@@ -19,9 +19,10 @@ from .attention import (
     take_rotary,
     take_rows,
 )
-from .cache import Keys, RoutedLayer
+from .cache import RoutedLayer
 from .routing import KVScope
 from .select import Chosen
+from .slots import Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Subset:
             return self.whole(before, self._mask(position, chosen, around, None), rotary, None, around.more)
         begun = around.memory.get_seq_length() > 0
         keys = around.memory.expect(batch, position, chosen.valid, rows)
-        if not begun and chosen.valid is None and rows is None and not around.memory.window:
+        if not begun and chosen.valid is None and rows is None and not around.memory.slots.window:
             mask = self._mask(position, chosen, around, None)
         else:
             mask = self._mask(position, chosen, around, keys)
@@ -83,9 +84,9 @@ class Subset:
         reuse = self.scope == "reuse"
         if keys is None and around.mask is None and chosen.valid is None and not reuse:
             return None
-        memory, window = around.memory, 0 if around.memory is None else around.memory.window
-        if keys is not None and memory is not None and memory.even and chosen.places == 1 and not reuse and not window:
-            return None
+        window = 0 if around.memory is None else around.memory.slots.window
+        if keys is not None and chosen.places == 1 and not reuse and not window and keys.filled.all():
+            return None  # every key is an earlier one; attention without a mask does not repeat keys for their groups
         allowed = among_selected(chosen, around.mask) if keys is None else among_keys(position, keys, window)
         if keys is None and reuse:
             keys = Keys(position, torch.ones_like(position, dtype=torch.bool) if chosen.valid is None else chosen.valid)
