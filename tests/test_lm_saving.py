@@ -38,6 +38,15 @@ def test_a_model_without_calibration_stays_so(tmp_path):
         loaded(text(), capacity=0.3)
 
 
+def test_a_checkpoint_of_another_surprise_is_refused(tmp_path):
+    calibrated(SDT()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit SDT\(.*it lacks \['model.layers.1.router.prior.head.bias'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, routing=SDT(surprise="kl").to_dict())
+    calibrated(SDT(surprise="kl")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"and has \['model.layers.1.router.prior.head.bias'.* beside"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, routing=SDT().to_dict())
+
+
 def test_tied_embeddings_stay_tied(tmp_path):
     model = routed(MoD(), tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight

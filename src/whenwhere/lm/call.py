@@ -1,7 +1,7 @@
 """One forward call of a routed model: how tokens are selected in it, and what came of that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -70,6 +70,20 @@ def knob(
     if speed in (0, 1):
         return Knob("none" if speed else "all")
     return Knob(policy or "auto", 1 - speed)
+
+
+def turn(
+    standing: Knob,
+    policy: Policy | None,
+    capacity: PerLayer | None,
+    threshold: PerLayer | None,
+    speed: float | None,
+    selection: Mapping[int, Tensor] | None,
+) -> Knob:
+    """The knob of one call: the standing one where nothing else is asked for, and a selection beside either."""
+    asked = (policy, capacity, threshold, speed)
+    turned = standing if asked == (None,) * 4 else knob(*asked)
+    return turned if selection is None else replace(turned, selection=selection)
 
 
 def of_layer(value: PerLayer | None, layer: int) -> float | None:

@@ -4,16 +4,15 @@ Its forward is upstream's, unchanged; what a call selects travels with the argum
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from .call import Call, Knob, Note, PerLayer, Policy, knob, places
+from .call import Call, Knob, Note, PerLayer, Policy, turn
 from .layer import Routed
-from .losses import share_of_update, total
+from .losses import share_of_update, total, with_loss
 from .methods import check_layers, read_routing
-from .policy import decide
+from .policy import begin, check_texts
 from .routing import Routing
 
 
@@ -34,6 +33,22 @@ class RoutedCausalLM:
     knob: Knob
     call: Call | None
     stepped: bool
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As upstream's, for a checkpoint that has every tensor of the model, and no other.
+
+        Raises:
+            ValueError: it was saved by another method, or with other parts.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        missing, more = (sorted(info[f"{kind}_keys"])[:3] for kind in ("missing", "unexpected"))
+        if missing or more:
+            raise ValueError(
+                f"the checkpoint does not fit {model.routing}: it lacks {missing} and has {more} beside. Load it with "
+                "the routing it was saved with; a dense model is converted by whenwhere.lm.route."
+            )
+        return (model, info) if output_loading_info else model
 
     def _build(self, backbone: type[nn.Module]) -> None:
         """Upstream's parts, around a stack with routed layers."""
@@ -108,26 +123,13 @@ class RoutedCausalLM:
         Raises:
             ValueError: what is asked for cannot be: see the message.
         """
-        asked = (policy, capacity, threshold, speed)
-        turned = self.knob if asked == (None,) * 4 else knob(*asked)
-        if selection is not None:
-            turned = replace(turned, selection=selection)
+        turned = turn(self.knob, policy, capacity, threshold, speed, selection)
         entering = input_ids if input_ids is not None else inputs_embeds
-        if entering is None:
-            raise ValueError("give input_ids or inputs_embeds.")
-        if labels is not None and labels.shape[:2] != entering.shape[:2]:
-            raise ValueError(
-                f"labels are {tuple(labels.shape)}, tokens {tuple(entering.shape[:2])}: one for each token."
-            )
+        check_texts(entering, labels)
         training: bool = self.training  # type: ignore[attr-defined]
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if past_key_values is None and use_cache is None and (training or labels is not None):
             use_cache = False  # nothing follows a text that is scored
-        caching = past_key_values is not None or (self.config.use_cache if use_cache is None else use_cache)
-        chosen = decide(self, turned, caching, past)
-        rows, count = entering.shape[:2]
-        keep, rank = places((rows, count), past, attention_mask, position_ids, entering.device)
-        call = Call(chosen, turned, training, self.config.routing_calibrated, keep, rank, past)
+        call = begin(self, turned, entering, attention_mask, position_ids, past_key_values, use_cache)
         output = super().forward(  # type: ignore[misc]
             input_ids,
             attention_mask=attention_mask,
@@ -143,10 +145,7 @@ class RoutedCausalLM:
         call.entering.clear()
         self.call = call
         if training and labels is not None:
-            added = total(self.routing, call) * share_of_update(labels, more)
-            if isinstance(output, tuple):
-                return (output[0] + added.to(output[0].device), *output[1:])
-            output["loss"] = output["loss"] + added.to(output["loss"].device)
+            return with_loss(output, total(self.routing, call) * share_of_update(labels, more))
         return output
 
     def init_continuous_batching(self, *_args: Any, **_kwargs: Any) -> Any:

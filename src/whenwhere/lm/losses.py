@@ -43,6 +43,14 @@ def share_of_update(labels: Tensor, more: Mapping[str, Any]) -> Tensor | float:
     return share
 
 
+def with_loss(output: Any, added: Tensor) -> Any:
+    """A model's output, a tuple or not, with something added to its loss."""
+    if isinstance(output, tuple):
+        return (output[0] + added.to(output[0].device), *output[1:])
+    output["loss"] = output["loss"] + added.to(output["loss"].device)
+    return output
+
+
 def routing_loss(model: nn.Module) -> Tensor:
     """The routers' losses in the last forward call, weighted and summed: a scalar to add to the model's.
 

@@ -1,10 +1,46 @@
-"""Who selects in a call of a routed model."""
+"""Who selects in a call of a routed model, and the call itself."""
 
 from typing import Any
 
-from .call import Knob, Policy
+from torch import Tensor
+
+from .call import Call, Knob, Policy, places
 
 _IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+def check_texts(entering: Tensor | None, labels: Tensor | None) -> None:
+    """Refuse a call without tokens, and labels (B, T) that are not one for each token.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    if entering is None:
+        raise ValueError("give input_ids or inputs_embeds.")
+    if labels is not None and labels.shape[:2] != entering.shape[:2]:
+        raise ValueError(f"labels are {tuple(labels.shape)}, tokens {tuple(entering.shape[:2])}: one for each token.")
+
+
+def begin(
+    model: Any,
+    asked: Knob,
+    entering: Any,
+    attention_mask: Any,
+    position_ids: Tensor | None,
+    cache: Any,
+    use_cache: bool | None,
+) -> Call:
+    """The record of a call that starts; the arguments are those of the model's.
+
+    Raises:
+        ValueError: as `decide`.
+    """
+    past = 0 if cache is None else cache.get_seq_length()
+    caching = cache is not None or (model.config.use_cache if use_cache is None else use_cache)
+    chosen = decide(model, asked, caching, past)
+    rows, tokens = entering.shape[:2]
+    keep, rank = places((rows, tokens), past, attention_mask, position_ids, entering.device)
+    return Call(chosen, asked, model.training, model.config.routing_calibrated, keep, rank, past)
 
 
 def decide(model: Any, asked: Knob, caching: bool, past: int) -> Policy:
