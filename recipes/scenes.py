@@ -42,6 +42,7 @@ class Recipe:
     odds: SceneOdds = field(default_factory=SceneOdds)
     fitted: int = 2048  # pictures that the autoencoder is fitted to
     batch_size: int = 32
+    least_weight: float = 1.0  # small things on a large ground: only where noise hides them does the text matter
     student_rate: float = 4e-4  # learning rate
     score_every: float = 300.0  # seconds
     scored: int = 96  # pictures
@@ -66,7 +67,13 @@ def train_teacher(recipe: Recipe, args: argparse.Namespace) -> None:
     pixels = draw_scenes(recipe.fitted, torch.Generator().manual_seed(recipe.seed), recipe.odds).pixels
     pipeline = emoji_unet.build(recipe.network, PatchPCA.fit(pixels, 8), learn_words())
     pipeline.to(args.device)
-    config = TrainConfig(budget=args.budget, batch_size=recipe.batch_size, bfloat16=args.bfloat16, seed=recipe.seed)
+    config = TrainConfig(
+        budget=args.budget,
+        batch_size=recipe.batch_size,
+        least_weight=recipe.least_weight,
+        bfloat16=args.bfloat16,
+        seed=recipe.seed,
+    )
     if args.start:
         begun = open_model(str(args.start), args.device, "float32").pipeline
         pipeline.unet.load_state_dict(begun.unet.state_dict())

@@ -69,6 +69,7 @@ def main() -> None:
         fusion_weight=args.fusion_weight,
         bfloat16=args.bfloat16,
         checkpointing=args.checkpointing,
+        validate_every=args.validate,
         snapshot_every=args.snapshots,
         seed=args.seed,
     )
@@ -96,6 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     add_bfloat16(parser)
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--validate", type=int, default=500, help="steps from one validation loss to the next")
     parser.add_argument("--snapshots", type=int, default=0, help="keep the mean of the weights every so many steps")
     parser.add_argument("--learned-variance", action="store_true", help="DiT's own loss")
     parser.add_argument("--start", type=Path, help="pipeline folder of a trained DiT to go on from, or to add skips to")
