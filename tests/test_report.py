@@ -9,18 +9,23 @@ from pathlib import Path
 import chromium
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from saved import tiny_pipeline
 from typer.testing import CliRunner
 
 from whenwhere.bench.bench import bench
 from whenwhere.bench.evidence import gather
-from whenwhere.bench.gallery import exhibits
+from whenwhere.bench.gallery import exhibits, pictures_of
 from whenwhere.bench.intervals import Interval, bootstrap, mean, middle, ratio, unit_of
+from whenwhere.bench.judges import at_hand
 from whenwhere.bench.order import Order
 from whenwhere.bench.page import charts, macs, render, short, size
 from whenwhere.bench.rowfile import folder_of
 from whenwhere.bench.scatter import Axis, Point, front, scatter
+from whenwhere.bench.sets import measure_sets
 from whenwhere.cli import app
+from whenwhere.metrics.features import frechet_distance
 
 PROMPTS = ("red", "blue <b>&amp;</b>", "green", "black", "white", "a grey one")
 
@@ -214,6 +219,49 @@ def test_the_browser_test_would_notice(tmp_path):
     assert any("nothing is not defined" in complaint for complaint in seen.complaints)
 
 
+# -- sets of pictures
+
+
+@pytest.mark.skipif(not at_hand(zoo=False).feature_distance, reason="the packages of the networks are not installed")
+def test_sets_are_compared_with_real_pictures_by_a_named_network(rows, tmp_path):
+    evidence = gather(rows)
+    real = tmp_path / "real"
+    real.mkdir()
+    plain = Image.open(sorted(Path("rows.files").glob("*.png"))[0]).convert("RGB")
+    for number in range(12):
+        plain.rotate(30 * number).save(real / f"{number}.png")
+    assert "kept pictures; a set needs 10. Run `whenwhere bench` with --pictures" in fail(
+        "report", rows, "--real", real
+    )
+    for finding in evidence.findings:  # the plain pictures are the real ones, the others noise
+        for number, file in enumerate(spread(evidence, finding)):
+            noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            (plain.rotate(30 * number) if finding.plain else Image.fromarray(noise)).save(file)
+    found = measure_sets(evidence, real)
+    first, second = (found.by_method[finding.listing.method] for finding in evidence.findings[:2])
+    assert (found.network, found.real, first.pictures) == ("EfficientNet-Lite0", 12, 12)
+    assert first.kid < second.kid
+    assert first.frechet is None
+    page = render(evidence, [], found)
+    assert "KID (EfficientNet-Lite0)" in page
+    assert "FID" not in page.replace("KID", "")
+
+
+def spread(evidence, finding):
+    """Places for twelve pictures of a variant: its six prompts, and six seeds more."""
+    evidence.seeds[:] = [0, 1]
+    return pictures_of(evidence, finding)
+
+
+def test_a_frechet_distance_needs_more_pictures_than_features():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(400, 3, generator=generator), torch.randn(400, 3, generator=generator) + 2
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(one, other) == pytest.approx(3 * 4, rel=0.15)  # three means, 2 apart
+    with pytest.raises(ValueError, match="3 features need more than 3 pictures; there are 3 and 400"):
+        frechet_distance(one[:3], other)
+
+
 # -- mistakes
 
 
@@ -222,6 +270,8 @@ def test_a_file_that_is_not_there_is_told(rows):
         "report", "gone.jsonl"
     )
     assert "must end in .html" in fail("report", rows, "--out", "page.pdf")
+    assert "nowhere holds 0 pictures" in fail("report", rows, "--real", "nowhere")
+    assert "give a folder of real pictures with --real" in fail("report", rows, "--clip", "somewhere")
 
 
 def test_rows_that_cannot_be_trusted_are_refused(rows):

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageChops, UnidentifiedImageError
+from torch import Tensor
 
 from .evidence import Evidence, Finding
 from .rowfile import folder_of
@@ -47,16 +50,36 @@ def _files(evidence: Evidence, folder: Path, prompt: str, seed: int) -> list[Pat
     return [folder / f"{job.key}.png" for job in jobs]
 
 
+def pictures_of(evidence: Evidence, finding: Finding) -> list[Path]:
+    """Where the pictures of a variant lie, by prompt and seed, as far as they were kept."""
+    folder, setting = folder_of(evidence.path), replace(evidence.setting, method=finding.listing.method)
+    jobs = [replace(setting, prompt=prompt, seed=seed) for prompt in evidence.prompts for seed in evidence.seeds]
+    return [folder / f"{job.key}.png" for job in jobs]
+
+
+def read_picture(file: Path) -> Tensor:
+    """A picture as uint8 (3, H, W).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return torch.from_numpy(np.array(_read(file))).permute(2, 0, 1)
+
+
 def _open(file: Path) -> Image.Image:
+    picture = _read(file)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    return picture
+
+
+def _read(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
-            picture = image.convert("RGB")
+            return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"{file} is no readable picture ({error}). Delete it; prompts without all pictures are left out."
         ) from error
-    picture.thumbnail((_LARGEST, _LARGEST))
-    return picture
 
 
 def _beside_plain(

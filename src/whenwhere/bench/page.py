@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 from PIL import Image
@@ -15,6 +16,9 @@ from .evidence import Evidence, Score
 from .gallery import AMPLIFIED, Exhibit
 from .intervals import RESAMPLES, Interval
 from .scatter import Point, front, scatter
+
+if TYPE_CHECKING:
+    from .sets import Distances
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _PLAN_WIDTH = 440.0  # points: readable when a phone shows it 360 wide
@@ -29,8 +33,8 @@ class Chart:
     words: str
 
 
-def render(evidence: Evidence, exhibits: list[Exhibit]) -> str:
-    """The page."""
+def render(evidence: Evidence, exhibits: list[Exhibit], sets: "Distances | None" = None) -> str:
+    """The page; with distances of sets to real pictures where they were measured."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "pieces": pieces,
@@ -49,6 +53,7 @@ def render(evidence: Evidence, exhibits: list[Exhibit]) -> str:
         methods=methods,
         charts=charts(evidence),
         exhibits=exhibits,
+        sets=sets,
         plans=[(finding, draw_plan(finding.plan, finding.listing.label, _PLAN_WIDTH)) for finding in methods],
         surroundings=asdict(evidence.environment),
         amplified=AMPLIFIED,

@@ -37,8 +37,18 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, picture: Tensor, prompt: str) -> float:
         """The score of a picture (3, H, W) in [0, 1] and its prompt; words beyond the model's length are cut."""
-        seen = self._pictures(picture[None], do_rescale=False, return_tensors="pt")
         read = self._words([prompt], truncation=True, return_tensors="pt")
-        images = self._model.get_image_features(**seen).pooler_output
+        images = self._describe(picture[None])
         texts = self._model.get_text_features(**read).pooler_output
         return max(0.0, 100 * float(functional.cosine_similarity(images, texts)[0]))
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features (B, F) of uint8 pictures (B, 3, H, W), for distances between sets."""
+        return self._describe(pictures / 255)
+
+    def _describe(self, pictures: Tensor) -> Tensor:
+        """The projected features (B, F) of pictures in [0, 1]."""
+        seen = self._pictures(pictures, do_rescale=False, return_tensors="pt")
+        found: Tensor = self._model.get_image_features(**seen).pooler_output
+        return found

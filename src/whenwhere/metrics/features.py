@@ -87,6 +87,24 @@ class SentenceFeatures:
         return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
+def frechet_distance(real: Tensor, other: Tensor) -> float:
+    """The Fréchet distance (Heusel et al., 2017, https://arxiv.org/abs/1706.08500) of two feature sets (B, F).
+
+    Between normal distributions with their means and covariances; both sets must be larger than F. Only on the usual
+    Inception network is it called FID.
+    """
+    try:
+        from torchmetrics.image.fid import _compute_fid
+    except ImportError as error:
+        raise ImportError("Fréchet distances need the extra: pip install 'whenwhere[metrics]'") from error
+    width = real.shape[1]
+    if min(len(real), len(other)) <= width:
+        raise ValueError(f"{width} features need more than {width} pictures; there are {len(real)} and {len(other)}")
+    ours, theirs = other.double(), real.double()
+    moments = (theirs.mean(dim=0), theirs.T.cov(), ours.mean(dim=0), ours.T.cov())
+    return float(_compute_fid(*moments))
+
+
 def kernel_distance(
     real: Tensor, other: Tensor, *, subset_size: int, subsets: int = 50, generator: torch.Generator
 ) -> tuple[float, float]:
