@@ -1,7 +1,7 @@
-"""Score `emoji-unet`: a grid of pictures, KID on EfficientNet-Lite0 features, and agreement with the prompts.
+"""Score a model that draws emoji: a grid of pictures, KID on EfficientNet-Lite0 features, agreement with the prompts.
 
 Every number stands beside its scale: real pictures against real ones, and wrong prompts. Run it as
-`python recipes/score_emoji.py`; it writes docs/images/emoji-unet-grid.png and docs/results/emoji-unet.json.
+`python recipes/score_emoji.py emoji-unet`; it writes docs/images/emoji-unet-grid.png and docs/results/emoji-unet.json.
 """
 
 import argparse
@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from whenwhere import zoo
+from whenwhere.bench import drawing
 from whenwhere.metrics.alignment import AlignmentHeads, cosines, load_heads
 from whenwhere.metrics.features import PictureFeatures, SentenceFeatures, kernel_distance
 from whenwhere.train.data import Picture, read_pictures, read_tiles, withhold
@@ -51,17 +52,18 @@ class Recipe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=zoo.names())
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--only-grid", action="store_true")
     args = parser.parse_args()
     recipe = Recipe()
-    pipeline = zoo.load("emoji-unet")
-    draw_grid(pipeline, recipe).save(folder(args.docs / "images") / "emoji-unet-grid.png", optimize=True)
+    pipeline = zoo.load(args.model)
+    draw_grid(pipeline, recipe).save(folder(args.docs / "images") / f"{args.model}-grid.png", optimize=True)
     if args.only_grid:
         return
     scores = {"settings": asdict(recipe) | {"data": str(recipe.data)}, **score(pipeline, recipe)}
     text = json.dumps(scores, indent=2)
-    (folder(args.docs / "results") / "emoji-unet.json").write_text(text + "\n", encoding="utf-8")
+    (folder(args.docs / "results") / f"{args.model}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
@@ -70,7 +72,7 @@ def folder(path: Path) -> Path:
     return path
 
 
-def draw_grid(pipeline: StableDiffusionPipeline, recipe: Recipe) -> Image.Image:
+def draw_grid(pipeline: DiffusionPipeline, recipe: Recipe) -> Image.Image:
     """64 prompts, eight in a row, each picture three times enlarged over its prompt."""
     prompts = " ".join(GRID.split()).split("; ")
     pictures = draw(pipeline, prompts, recipe, seed=0)
@@ -86,24 +88,17 @@ def draw_grid(pipeline: StableDiffusionPipeline, recipe: Recipe) -> Image.Image:
     return sheet
 
 
-def draw(pipeline: StableDiffusionPipeline, prompts: list[str], recipe: Recipe, seed: int) -> Tensor:
+def draw(pipeline: DiffusionPipeline, prompts: list[str], recipe: Recipe, seed: int) -> Tensor:
     """One uint8 picture (B, 3, 32, 32) per prompt, each from its own seed."""
     drawn = []
     for start in range(0, len(prompts), recipe.batch):
         part = prompts[start : start + recipe.batch]
-        generators = [torch.Generator().manual_seed(seed + start + number) for number in range(len(part))]
-        images = pipeline(
-            part,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance,
-            generator=generators,
-            output_type="pt",
-        ).images
-        drawn.append((images * 255).round().byte())
+        seeds = range(seed + start, seed + start + len(part))
+        drawn.append((drawing.draw(pipeline, part, seeds, recipe.steps, recipe.guidance) * 255).round().byte())
     return torch.cat(drawn)
 
 
-def score(pipeline: StableDiffusionPipeline, recipe: Recipe) -> dict[str, object]:
+def score(pipeline: DiffusionPipeline, recipe: Recipe) -> dict[str, object]:
     """Kernel distance and agreement with the prompts, of drawn and of real pictures."""
     labels = (recipe.data / "clear.txt").read_text(encoding="utf-8").split("\n")[:-1]
     split = withhold(read_pictures(recipe.data, labels), recipe.withheld, recipe.split_seed)
