@@ -20,10 +20,12 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from typer.testing import CliRunner
 
 from whenwhere import Plan
+from whenwhere.bench import order as orders
 from whenwhere.bench import workers
 from whenwhere.bench.bench import bench
+from whenwhere.bench.doctor import examine
 from whenwhere.bench.judges import Judging, at_hand
-from whenwhere.bench.order import Order
+from whenwhere.bench.order import Order, carry_out, usual
 from whenwhere.bench.prompts import builtin_prompts, read_prompts
 from whenwhere.bench.rowfile import Content, folder_of
 from whenwhere.cli import app
@@ -99,6 +101,16 @@ def test_the_command_writes_the_same_rows(whole):
     printed = json.loads(run("bench", tiny_pipeline(), *arguments, "--pictures", 0, "--json").stdout)
     assert (printed["rows"], printed["variants"][0]) == (12, "plain")
     assert reproducible(Path("rows.jsonl")) == reproducible(whole)
+
+
+def test_without_methods_all_that_fit_are_measured_with_their_defaults(monkeypatch):
+    asked = order(methods=(), prompts=("red",), steps=6)
+    expected = {t.label: t.ratio for t in examine(make(), 6, 3.0).treatments if t.fits and t.ratio > 1}
+    assert usual(asked.open()) == list(expected)
+    assert {"DeepCache(interval=3)", "TGate(gate_step=0.4)", "FORA(interval=3)"} <= set(expected)
+    monkeypatch.setattr(orders, "usual", lambda _: ["tgate(gate_step=9)"])
+    with pytest.raises(ValueError, match="only 6 steps are executed"):
+        next(carry_out(asked))
 
 
 def test_a_killed_run_loses_at_most_one_row_and_goes_on_to_the_same_rows(whole, tmp_path):

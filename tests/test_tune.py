@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import sys
 from dataclasses import replace
 
 import pytest
@@ -211,6 +212,35 @@ def test_the_command_writes_a_choice_and_says_how_it_stands(tmp_path):
     assert "give one of --speedup, --macs and --psnr" in result.stderr
     result = CliRunner().invoke(app, [*base, "--speedup", "0.5"])
     assert "speedup must be above 1, got 0.5" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("optuna", "whenwhere[tune]"), ("torchmetrics.functional.image", "whenwhere[metrics]")]
+)
+def test_what_is_missing_is_named_before_anything_runs(package, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "choice.json"
+    result = CliRunner().invoke(app, ["tune", "emoji-unet", "--macs", "2", "--out", str(out)])
+    assert result.exit_code == 2
+    assert f"pip install '{extra}'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "prompts.txt holds no prompts"),
+        (b"\xff\xfe", "prompts.txt is no text in UTF-8"),
+        (b"red\n", "tuning needs at least two prompts: one to tune on and one to judge on"),
+    ],
+)
+def test_prompts_that_cannot_be_tuned_on_are_refused(content, message, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "choice.json")]
+    result = CliRunner().invoke(app, ["tune", str(tiny_pipeline()), "--macs", "2", *asked])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "choice.json").exists()
 
 
 def rival(value: float, low: float | None, high: float | None) -> Rival:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..picture import as_image
 from ..plan import Plan
 from .comparison import price_all, refuse_what_does_not_fit
+from .doctor import examine
 from .environment import Environment
 from .judges import NO_SCORES, Judging
 from .model import open_model
@@ -26,7 +27,7 @@ class Order:
     """What to run; see `Task` and `open_task` for the fields that are not explained here.
 
     Attributes:
-        methods: expressions of the methods to measure.
+        methods: expressions of the methods to measure; without any, all that fit, with their published defaults.
         judging: the optional scores.
         threads: that PyTorch computes with on the CPU.
         pictures: of how many pairs of prompt and seed the pictures are kept.
@@ -134,7 +135,7 @@ def carry_out(
         ImportError: a score was asked for whose packages are missing; also before.
     """
     task = order.open()
-    asked = list(dict.fromkeys(Variant.of(text) for text in order.methods))
+    asked = list(dict.fromkeys(Variant.of(text) for text in order.methods or usual(task)))
     for variant in asked:
         refuse_what_does_not_fit(task, variant)
     judges = order.judging.open()
@@ -148,6 +149,12 @@ def carry_out(
     for measured in measure(task, prices, finished, watch, judges, share):
         job = measured.row.job
         yield Done(measured.row, _as_png(measured.picture) if (job.prompt, job.seed, job.run) in kept else None)
+
+
+def usual(task: Task) -> list[str]:
+    """Expressions of all methods that fit a model and save something, with their published defaults."""
+    found = examine(task.model.pipeline, task.steps, task.guidance).treatments
+    return [treatment.label for treatment in found if treatment.ratio is not None and treatment.ratio > 1]
 
 
 def _as_png(picture: Tensor) -> bytes:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import options
-from .compare import DEFAULT_METHODS
 from .examples import examples
 from .failing import clearly
 from .output import check_file, print_json
@@ -33,7 +32,7 @@ Methods = Annotated[
         "--method",
         "-M",
         help="A method to measure; give it several times for several.",
-        show_default=" and ".join(DEFAULT_METHODS),
+        show_default="all that fit, with their published defaults",
     ),
 ]
 Prompts = Annotated[
@@ -101,7 +100,7 @@ def command(
     from ..bench.variant import Variant
 
     check_file(out, ".jsonl")
-    texts = tuple(dict.fromkeys(method or DEFAULT_METHODS))
+    texts = tuple(dict.fromkeys(method or ()))
     for text in texts:
         Variant.of(text)
     lines = read_prompts(prompts) if prompts is not None else builtin_prompts(model)
