@@ -231,4 +231,5 @@ _TEXT_IMAGE_NOTHING = (Role.CONDITIONAL, Role.IMAGE, Role.UNCONDITIONAL)
 PIPELINES = {
     "StableDiffusionInstructPix2PixPipeline": _TEXT_IMAGE_NOTHING,
     "StableDiffusionXLInstructPix2PixPipeline": _TEXT_IMAGE_NOTHING,
+    "SanaSprintPipeline": (Role.CONDITIONAL,),  # which never guides, and does not say so
 }

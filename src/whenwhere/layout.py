@@ -64,7 +64,7 @@ def declared_roles(pipeline: object, anatomy: Anatomy) -> tuple[Role, ...] | Non
         return (Role.CONDITIONAL,)  # one branch a call
     guided = getattr(pipeline, "do_classifier_free_guidance", None)
     if guided is None:
-        return None
+        return PIPELINES.get(type(pipeline).__name__)
     roles: tuple[Role, ...] = (Role.CONDITIONAL,)
     if guided:
         roles = PIPELINES.get(type(pipeline).__name__, anatomy.roles)

@@ -34,6 +34,8 @@ def executed(
     first = laid - count
     if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
         first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
+    if getattr(scheduler, "begin_index", None) == 0:
+        first = 0  # the pipeline says so; what is left at the end is no step (Sana-Sprint)
     sigmas = noise_levels(scheduler, timesteps)
     return timesteps[first : first + count], sigmas[first : first + count]
 
