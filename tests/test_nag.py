@@ -74,8 +74,8 @@ def nag(name: str, negative: Text | None = None, **kwargs) -> NAG:
 
 
 def guide(name: str, pipe, *methods):
-    """Attach; PixArt's pipelines do not tell that they guide, Sana-Sprint's not that it does not."""
-    return attach(pipe, *methods, guidance=True if "pixart" in name else False if name == "sana-sprint" else None)
+    """Attach; PixArt's pipelines do not tell that they guide."""
+    return attach(pipe, *methods, guidance=True if "pixart" in name else None)
 
 
 def guided(name: str, *methods, **request) -> Tensor:
@@ -88,17 +88,19 @@ def change(tensor: Tensor, reference: Tensor) -> float:
     return float((tensor - reference).norm() / reference.norm())
 
 
-def naively(name: str, settings: Settings = MILD, negative: Text | None = None, **request) -> Tensor:
-    """The same pipeline with forwards written in the test."""
-    pipe = build(name)
-    model, negative = getattr(pipe, case(name).denoiser), negative or text(name)
+def naively_guided(name: str, pipe, settings: Settings = MILD):
+    """A context in which the network has forwards written in the test."""
+    model, negative = getattr(pipe, case(name).denoiser), text(name)
     if name in CROSSED:
-        replacement = naive.crossed(model, negative, settings, *CROSSED[name])
-    elif "flux" in name:
-        replacement = replaced(model, naive.flux(model, negative, settings, negative.pooled))
-    else:
-        replacement = replaced(model, naive.sd3(model, negative, settings))
-    with replacement:
+        return naive.crossed(model, negative, settings, *CROSSED[name])
+    if "flux" in name:
+        return replaced(model, naive.flux(model, negative, settings, negative.pooled))
+    return replaced(model, naive.sd3(model, negative, settings))
+
+
+def naively(name: str, settings: Settings = MILD, **request) -> Tensor:
+    pipe = build(name)
+    with naively_guided(name, pipe, settings):
         return run(name, pipe, **{"steps": STEPS} | request)
 
 
@@ -110,6 +112,35 @@ def test_a_naive_network_agrees(name):
     ours = guided(name, nag(name), prompts=2)
     assert change(ours, naively(name, prompts=2)) < 1e-5
     assert change(ours, run(name, build(name), prompts=2, steps=STEPS)) > 1e-2
+
+
+@pytest.mark.parametrize("name", [*CROSSED, "sd3", "sd35", "flux"])
+def test_the_first_attention_agrees_with_a_naive_one(name):
+    """What leaves its output projection in the first call of the network."""
+
+    def projected(pipe) -> Tensor:
+        network, seen, over = getattr(pipe, case(name).denoiser), [], []
+        end = ".attn2" if name in CROSSED else ".attn"
+        attn = next(m for path, m in network.named_modules() if path.endswith(end) and hasattr(m, "to_out"))
+
+        def note(*call: object) -> None:
+            if not over:
+                seen.append(call[-1])
+
+        handles = [attn.to_out[0].register_forward_hook(note)]
+        handles.append(network.register_forward_hook(lambda *_: over.append(True)))
+        run(name, pipe, steps=2, prompts=2)
+        for handle in handles:
+            handle.remove()
+        return seen[-1]
+
+    pipe = build(name)
+    plain = projected(pipe)
+    with naively_guided(name, pipe):
+        expected = projected(pipe)
+    with guide(name, pipe, nag(name)):
+        assert change(projected(pipe), expected) < 1e-5
+    assert change(plain, expected) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
@@ -194,7 +225,7 @@ def test_off_is_exact(name, off):
     assert torch.equal(latents, plain)
 
 
-@pytest.mark.parametrize("name", [*FEW, "latte", "sd35", "sd-ip-adapter"])
+@pytest.mark.parametrize("name", [*FEW, "latte", "sd35", "sd-ip-adapter", "sana", "wan", "wan-picture"])
 def test_a_negative_equal_to_the_prompt_changes_nothing(name):
     seen = []
     pipe = build(name)
@@ -293,7 +324,7 @@ def test_two_networks_of_different_shapes_are_refused():
 
 
 @pytest.mark.parametrize("guidance", [True, False])
-@pytest.mark.parametrize("name", [*FEW, "sd-lcm", "latte", "flux-true-cfg"])
+@pytest.mark.parametrize("name", [*FEW, "sd-lcm", "latte", "flux-true-cfg", "sana", "wan"])
 def test_three_prompts_with_three_negatives_are_three_single_runs(name, guidance):
     pipe = build(name)
 
@@ -313,9 +344,47 @@ def test_one_negative_serves_two_prompts_and_all_three_branches():
         for guidance in (True, False):
             pipe = build(name)
             with attach(pipe, nag(name)):
-                both = run(name, pipe, steps=STEPS, prompts=2, guidance=guidance)
-                alone = [run(name, pipe, steps=STEPS, seed=i, guidance=guidance) for i in range(2)]
-            assert change(both, torch.cat(alone)) < 1e-4
+                alone = [run(name, pipe, steps=STEPS, seed=i, guidance=guidance) for i in range(3)]
+                for prompts in (2, 3):
+                    together = run(name, pipe, steps=STEPS, prompts=prompts, guidance=guidance)
+                    assert change(together, torch.cat(alone[:prompts])) < 1e-4
+
+
+def test_of_perturbed_attention_without_guidance_the_unperturbed_half_is_guided():
+    """The public code takes the halves for those of guidance, and guides the perturbed one."""
+    pipe, request = build("sd-pag"), {"guidance": False, "pag_scale": 3.0, "prompts": 2, "steps": STEPS}
+    with naive.crossed(pipe.unet, text("sd"), MILD, 0, 2):
+        expected = run("sd-pag", pipe, **request)
+    with attach(pipe, nag("sd")) as attachment:
+        assert change(run("sd-pag", pipe, **request), expected) < 1e-5
+        assert report(attachment).rows == 2
+
+
+def test_the_third_call_of_skip_layer_guidance_is_a_plain_one():
+    """The public code divides by zero."""
+    pipe, calls = build("sd3"), []
+    skipping = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    with attach(pipe, nag("sd3")) as attachment:
+        handle = pipe.transformer.register_forward_hook(lambda *call: calls.append(call[2:]), with_kwargs=True)
+        run("sd3", pipe, steps=STEPS, **skipping)
+        handle.remove()
+        assert attachment.trace.row("transformer_blocks.0.attn") == "gg#g#"  # not in the first step
+    third = [(kwargs, output) for kwargs, output in calls if kwargs.get("skip_layers")]
+    assert len(third) == STEPS - 1
+    with torch.no_grad():
+        for kwargs, output in third:
+            assert torch.equal(pipe.transformer(**kwargs)[0], output[0])
+
+
+def test_of_several_images_of_a_prompt_each_may_have_its_own_negative():
+    pipe = build("sd")
+    drawn = [torch.Generator().manual_seed(i) for i in range(2)]
+    with attach(pipe, nag("sd", text("sd", rows=2))):
+        both = run("sd", pipe, steps=STEPS, num_images_per_prompt=2, generator=drawn)
+    for i in range(2):
+        with attach(pipe, nag("sd", text("sd", seed=i))):
+            one = run("sd", pipe, steps=STEPS, generator=torch.Generator().manual_seed(i))
+        assert change(both[i : i + 1], one) < 1e-4
 
 
 def test_only_conditional_rows_change():
@@ -552,6 +621,13 @@ def test_a_window_of_timesteps_runs():
         plan("sd15", NAG(window="timestep", end=0.5), steps=4)
 
 
+def test_the_last_timestep_of_sana_sprint_is_no_step():
+    pipe = build("sana-sprint")  # timesteps 1.57, 1.3, 0
+    with attach(pipe, nag("sana-sprint", end=Timestep(1.4))) as attachment:
+        run("sana-sprint", pipe, steps=2)
+        assert attachment.trace.row("") == attachment.plan.row("") == "g#"
+
+
 def test_outside_its_window_a_step_is_the_plain_one():
     pipe = build("sd")
     with attach(pipe, nag("sd", end=1)) as attachment:
@@ -742,12 +818,38 @@ def test_adapters_are_called_through():
     assert torch.equal(run("sd", pipe, steps=STEPS), plain)
 
 
+# peft asks transformers for what is about to be renamed there
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_a_lora_of_peft_is_called_through_and_may_be_rescaled_while_attached(name):
+    peft = pytest.importorskip("peft", reason="needs the extra `peft`")
+    pipe = build(name)
+    network = getattr(pipe, case(name).denoiser)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    with attach(pipe, nag(name)):
+        full = run(name, pipe, steps=STEPS)
+        network.set_adapters(["default"], [0.3])
+        ours = run(name, pipe, steps=STEPS)
+    assert change(ours, full) > 1e-3
+    with naively_guided(name, pipe):
+        expected = run(name, pipe, steps=STEPS)
+    assert change(ours, expected) < 1e-5
+    assert change(guided(name, nag(name)), expected) > 1e-3
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux", "hunyuan-dit"])
-def test_fused_projections_are_used_as_they_are(name):
+def test_fused_projections_are_used_as_they_are(name, late):
+    """Also where they are fused after attaching."""
     ours = guided(name, nag(name))
     pipe = build(name)
-    getattr(pipe, case(name).denoiser).fuse_qkv_projections()
+    network = getattr(pipe, case(name).denoiser)
+    if not late:
+        network.fuse_qkv_projections()
     with attach(pipe, nag(name)):
+        if late:
+            network.fuse_qkv_projections()
         assert change(run(name, pipe, steps=STEPS), ours) < 1e-5
 
 
@@ -795,6 +897,18 @@ def test_fields_out_of_range_are_refused(fields, message):
 
 def test_phi_is_scale_less_one():
     assert NAG(phi=4.0) == NAG(scale=5.0)
+
+
+def test_a_network_is_known_by_what_it_derives_from():
+    """The public code asks for the exact class, which wrapped and quantised networks are not."""
+    pipe = build("flux")
+
+    class Wrapped(type(pipe.transformer)):
+        pass
+
+    pipe.transformer.__class__ = Wrapped
+    with attach(pipe, nag("flux")):
+        assert change(run("flux", pipe, steps=STEPS), guided("flux", nag("flux"))) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["svd", "dit"])
@@ -847,3 +961,26 @@ def test_the_report_says_what_was_done():
         told = report(attachment)
     assert told.clipped > 0.9
     assert told.scale < 0.5 * 29
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "layers"), [("sd3", "shared", 4), ("flux", "shared", 6), ("flux", "reference", 6)]
+)
+def test_the_report_of_joint_attention(name, mode, layers):
+    pipe, negative = build(name), text(name, tokens=TOKENS)
+    with attach(pipe, NAG(3.0, 1e6, 0.5, negative_prompt_embeds=negative, mode=mode)) as attachment:
+        run(name, pipe, steps=2, prompts=2)
+        told = report(attachment)
+    assert (len(told.layers), told.steps, told.rows) == (layers, (0, 1), 2)
+    assert told.ratio > 1
+    assert (told.clipped, told.scale) == (0, pytest.approx(1.0))
+
+
+def test_the_report_of_an_operator_without_norms_and_of_no_guidance_at_all():
+    pipe = build("sd")
+    with attach(pipe, NASA(0.4, negative_prompt_embeds=text("sd"))) as attachment:
+        run("sd", pipe, steps=1)
+        told = report(attachment)
+        assert (len(told.layers), told.rows, told.ratio, told.clipped) == (4, 1, 1.0, 0.0)
+    with attach(pipe, GuidanceStop(1)) as attachment, pytest.raises(ValueError, match="guides inside attention"):
+        report(attachment)
