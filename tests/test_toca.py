@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import whenwhere
 from whenwhere import FORA, ToCa, attach
-from whenwhere.methods.toca import SCHEDULES, Schedule
+from whenwhere.decisions.freshness import SCHEDULES, Schedule
 from whenwhere.pricing.cost import Macs, count
 
 PIXART = {"fresh_ratio": 0.3, "score": "cross_attention", "schedule": "pixart"}
