@@ -41,6 +41,8 @@ METHODS: tuple[Method, ...] = (
     whenwhere.NAG(scale=5.0),
 )
 
+SUITED = {("flux", "ToCa"): whenwhere.ToCa(3, 0.3, schedule="flux")}  # settings of a family's own
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -57,6 +59,7 @@ def name(method: Method) -> str:
 def outcome(case: str, methods: Sequence[Method]) -> Outcome:
     """Attach and run; what was planned must be what was done, unless it is decided while running."""
     pipe = _pipe(case)
+    methods = [SUITED.get((case, name(method)), method) for method in methods]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:

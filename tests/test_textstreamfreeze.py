@@ -140,6 +140,5 @@ def test_a_step_behind_the_last_is_refused():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_tokens_chosen_from_both_streams_are_refused(reverse):
     pipe, methods = build("flux"), [ToCa(3, 0.3, schedule="flux"), TextStreamFreeze(4)]
-    words = r"another method gives|must not change"
-    with attach(pipe, *methods[:: -1 if reverse else 1]), pytest.raises((ValueError, RuntimeError), match=words):
+    with attach(pipe, *methods[:: -1 if reverse else 1]), pytest.raises(ValueError, match="another method gives"):
         run("flux", pipe, steps=9)

@@ -38,6 +38,7 @@ class TextStreamFreeze(FromStep):
     kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP, Kind.EXPANSION, Kind.PROJECTION})
     does: ClassVar = "freezes"
     lasting: ClassVar = True
+    innermost: ClassVar = True  # what others choose, or keep, is chosen and kept of both streams
     idle_reason: ClassVar = "the text is frozen only after the last step."
 
     def asks(self, site: Site) -> bool:
