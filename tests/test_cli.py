@@ -144,6 +144,12 @@ def test_a_prompt_becomes_a_picture():
     assert picture("red-apple-noto-0.png").size == (16, 16)
 
 
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_model_in_the_place_of_a_prompt_is_noticed(command):
+    printed = fail(command, "emoji-pixart", "red apple")
+    assert "give models by --model emoji-pixart" in printed
+
+
 def test_prompts_and_seeds_become_pictures_in_a_folder():
     printed = succeed(
         "generate", "red", "blue", "--model", tiny_pipeline(), "--steps", 2, "--batch", 2, "--seed", 3, "--scale", 4,

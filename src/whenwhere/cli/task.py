@@ -25,9 +25,12 @@ def make_task(
     """Load the model, with another scheduler where one is asked for; what is not given is the model's own.
 
     Raises:
-        ValueError: no such model, scheduler or size, or a value out of range.
+        ValueError: no such model, scheduler or size, a value out of range, or a prompt that names a model.
     """
     from ..bench.order import open_task
+    from ..zoo import names
 
+    if misplaced := [prompt for prompt in prompts if prompt in names()]:
+        raise ValueError(f"the prompt {misplaced[0]!r} is the name of a model; give models by --model {misplaced[0]}.")
     wanted = options.read_size(size)
     return open_task(prompts, seeds, runs, model, scheduler, steps, guidance, negative, wanted, device, dtype)
