@@ -110,6 +110,7 @@ class Course:
         told = any(method.reads_timestep for method in self._methods)
         timesteps, sigmas = executed(self._pipe, self._scheduler, named.get("timestep"), told)
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
+        scale = scale if isinstance(scale, int | float) else None  # a video may have one for every frame
         skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self._methods:
             method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
