@@ -10,30 +10,32 @@ the thresholds of decoding, at several capacities of one checkpoint; results go 
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
+from language_tables import curve, quality
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whenwhere import lm
 from whenwhere.lm.select import budget as places
-from whenwhere.train.language import LanguageConfig, LanguageState, learn_language, shift
+from whenwhere.train.language import LanguageConfig, LanguageState, learn_language, shift, staying
 
 ROUTINGS: dict[str, lm.Routing | None] = {
     "dense": None,
     "random": lm.MoD(gate="hard", aux_weight=0.0, z_weight=0.0, student="none"),  # its router is never asked
-    "mod": lm.MoD(student="none"),
+    "norm": lm.SDT(criteria="cu", m_cu_init=1e-6, gate="hard", prior_weight=0.0),  # u rises with D_st, and nothing else
+    "mod": lm.MoD(),
     "sdt-paper": lm.SDT.paper(),
     "sdt-relative": lm.SDT.recommended(),
+    "sdt-hard": lm.SDT(surprise="relative", always_run="first", gate="hard"),  # the score selects, and does no more
     "stt": lm.STT.recommended(),
 }
-CAPACITIES = (0.25, 0.5, 0.75, 1.0)
+CAPACITIES = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def main() -> None:
         for method in args.methods:
             rows.append(compare_one(recipe, method, seed, texts, args))
             (args.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            (args.out / "table.md").write_text(table(rows), encoding="utf-8")
-    print(table(rows))
+            tables = f"{quality(rows)}\n\n{curve(rows)}\n"
+            (args.out / "table.md").write_text(tables, encoding="utf-8")
+    print(tables)
 
 
 def learn_pieces(file: Path, size: int, folder: Path) -> PreTrainedTokenizerFast:
@@ -185,47 +188,30 @@ def evaluate(recipe: Recipe, method: str, state: LanguageState, texts: dict[str,
         lm.calibrate(model, torch.split(sample, 16))
         settings = [(f"{share:g}", lm.Knob(capacity=share)) for share in CAPACITIES]
         settings.append(("0.5 topk", lm.Knob("topk", 0.5)))
+        if method in ("mod", "sdt-paper"):
+            settings.append(("0.5 student", lm.Knob("student", 0.5)))
     for name, knob in settings:
         found = lm.score(model, ids, recipe.context, 16, knob)
         row["curve"].append({"capacity": name, "nats": found.nats, "realised": found.realised})
-    if method.startswith(("sdt", "stt")):
-        with torch.no_grad():
-            model(ids[: 16 * recipe.context].view(16, -1).to(model.device), policy="topk", use_cache=False)
-        row["shift"] = shift(model.notes)
+    return row | (looked(model, ids[: 16 * recipe.context].view(16, -1)) if method not in ("dense", "random") else {})
+
+
+def looked(model: Any, batch: Tensor) -> dict[str, Any]:
+    """What routers and students did while the best tokens of whole texts were selected, as the mean of the layers."""
+    with torch.no_grad():
+        model(batch.to(model.device), policy="topk", use_cache=False)
+    layers = [asdict(measured) for measured in lm.router_metrics(model).values()]
+    row: dict[str, Any] = {
+        name: mean(layer[name] for layer in layers)
+        for name in ("gate_mean", "score_deviation", "tied", "accuracy", "trivial", "auc")
+        if layers[0][name] is not None
+    }
+    details = [note.details for note in model.notes.values()]
+    if details[0]:
+        row |= {"shift": shift(model.notes), "alone": staying(model)}
+        left = [float(found["change"].mean() / found["static"].mean()) for found in details]
+        row["explained"] = 1 - mean(left)
     return row
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over the seeds, with standard deviations where there are several."""
-    names = [f"{share:g}" for share in CAPACITIES]
-    lines = [
-        f"| method | seeds | steps | training, 10^12 multiply-adds | seconds | {' | '.join(names)} | top-k 0.5 | "
-        "realised at 0.5 | shift |",
-        "|---" * (8 + len(names)) + "|",
-    ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        runs = [row for row in rows if row["method"] == method]
-        curves = [{point["capacity"]: point for point in run["curve"]} for run in runs]
-        losses = [spread([curve[name]["nats"] for curve in curves if name in curve], 3) for name in names]
-        if method == "dense":
-            losses[-1] = spread([curve["dense"]["nats"] for curve in curves], 3)
-        peek = spread([curve["0.5 topk"]["nats"] for curve in curves if "0.5 topk" in curve], 3)
-        realised = spread([100 * curve["0.5"]["realised"] for curve in curves if "0.5" in curve], 1)
-        moved = spread([run["shift"] for run in runs if run.get("shift") is not None], 2)
-        steps, cost, took = (mean(run[key] for run in runs) for key in ("steps", "macs", "seconds"))
-        percent = f"{realised} %" if realised else ""
-        lines.append(
-            f"| {method} | {len(runs)} | {steps:.0f} | {cost / 1e12:.1f} | {took:.0f} | {' | '.join(losses)} | "
-            f"{peek} | {percent} | {moved} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """A mean with its standard deviation; nothing where there are no values."""
-    if not values:
-        return ""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

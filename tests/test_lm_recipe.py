@@ -12,9 +12,10 @@ import torch
 from tiny_language import dense, routed, text
 
 from whenwhere.lm import SDT, STT, MoD, Note, cost
-from whenwhere.train.language import LanguageConfig, learn_language, shift, windows
+from whenwhere.train.language import LanguageConfig, learn_language, shift, staying, windows
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+sys.path.insert(0, str(RECIPES))  # recipes import one another
 IDS = text(1, 400, seed=3)[0]
 SILENT = {"tell": lambda _: None}
 
@@ -82,6 +83,39 @@ def test_the_shift_is_the_difference_of_two_correlations():
     assert shift({1: Note(mask, rising, None, None, {}, {})}) is None
 
 
+def test_what_stays_selected_without_the_other_criterion():
+    """Of tokens 0 and 1, expected change alone would have selected both, unexpected change one."""
+    model = routed(SDT(capacity=0.5))
+    ids = text(1, 4)
+    mask = torch.tensor([[True, True, False, False]])
+    with torch.no_grad():
+        model(ids, policy="all", selection={1: mask, 3: mask}, use_cache=False)
+    details = {"expected": torch.tensor([[4.0, 3, 2, 1]]), "unexpected": torch.tensor([[4.0, 1, 2, 3]])}
+    for index in (1, 3):
+        model.call.notes[index] = Note(mask, details["expected"], None, None, {}, details)
+    assert staying(model) == {"expected": 1.0, "unexpected": 0.5}
+    first = routed(SDT(capacity=0.5, always_run="first"))
+    with torch.no_grad():
+        first(ids, policy="all", use_cache=False)
+    falling = {"expected": -details["expected"], "unexpected": -details["expected"]}
+    for index in (1, 3):  # token 0 has the lowest of both, and is selected nevertheless
+        first.call.notes[index] = Note(mask, falling["expected"], None, None, {}, falling)
+    assert staying(first) == {"expected": 0.5, "unexpected": 0.5}
+
+
+def test_a_batch_with_labels_may_be_drawn(tmp_path):
+    """Nothing is asked for but the last token, which is always 7."""
+
+    def draw(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.randint(10, 40, (4, 6), generator=generator)
+        ids[:, -1] = 7
+        return ids, torch.where(ids == 7, ids, -100)
+
+    learn_language(dense(), draw, config(steps=25, learning_rate=1e-2), tmp_path, **SILENT)
+    rows = lines(tmp_path)
+    assert rows[-1]["loss"] < 0.2 < rows[0]["loss"]
+
+
 @pytest.fixture(scope="module")
 def recipe():
     return run_path(str(RECIPES / "language.py"))
@@ -122,7 +156,8 @@ def test_a_comparison_writes_a_table_and_goes_on(recipe, tmp_path, monkeypatch, 
     assert curve["1"]["realised"] == 1
     assert curve["0.5 topk"]["realised"] == 0.5
     printed = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
-    assert printed.count("\n| ") == len(rows)
+    assert printed.count("\n| ") == 2 * len(rows)  # heads included: the dense model has no curve
+    assert set(rows[-1]["alone"]) == {"expected", "unexpected"}
     before = (tmp_path / "run" / "mod-0" / "state.pt").stat().st_mtime_ns
     recipe["main"]()
     assert (tmp_path / "run" / "mod-0" / "state.pt").stat().st_mtime_ns == before

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..lm import Note, parameter_groups, routing_loss, set_step
+from ..lm.tokens import Tokens
 from .diffusion import precision, rate
 from .files import append_row, save_whole
 
 Prepare = Callable[[Any, Tensor, torch.Generator], None]  # the model, its batch (B, T)
+Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]  # a batch and its labels, (B, T)
 _SCALE = 1000  # β and its warm-up follow the run as if it had so many steps
 
 
@@ -84,7 +86,7 @@ class LanguageState:
 
 def learn_language(
     model: Any,
-    ids: Tensor,
+    ids: Tensor | Draw,
     config: LanguageConfig,
     out: Path,
     *,
@@ -96,7 +98,7 @@ def learn_language(
 
     Args:
         model: dense or routed; parameters without gradient stay as they are.
-        ids: (N,), the text as token numbers.
+        ids: (N,), the text as token numbers; or what draws a batch, whose labels are -100 where nothing is asked for.
         config: how.
         out: a directory, made if missing.
         prepare: called before every step.
@@ -106,7 +108,7 @@ def learn_language(
     Raises:
         ValueError: the text is shorter than a window.
     """
-    if len(ids) <= config.context:
+    if isinstance(ids, Tensor) and len(ids) <= config.context:
         raise ValueError(f"the text has {len(ids)} tokens, a window {config.context}; give more text.")
     out.mkdir(parents=True, exist_ok=True)
     state, checkpoint = LanguageState(model, config), out / "state.pt"
@@ -128,17 +130,20 @@ def learn_language(
     return state
 
 
-def _advance(state: LanguageState, ids: Tensor, prepare: Prepare | None) -> float:
+def _advance(state: LanguageState, ids: Tensor | Draw, prepare: Prepare | None) -> float:
     """One optimiser step; returns the loss of the language alone."""
     model, config, progress = state.model, state.config, min(state.progress, 1.0)
-    batch = windows(ids, config.batch_size, config.context, state.generator).to(model.device)
+    if isinstance(ids, Tensor):
+        batch = labels = windows(ids, config.batch_size, config.context, state.generator).to(model.device)
+    else:
+        batch, labels = (drawn.to(model.device) for drawn in ids(state.generator))
     routed = hasattr(model, "routing")
     if routed:
         set_step(model, round(progress * _SCALE), _SCALE)
     if prepare is not None:
         prepare(model, batch, state.generator)
     with precision(model.device.type, config.bfloat16):
-        loss = model(input_ids=batch, labels=batch).loss
+        loss = model(input_ids=batch, labels=labels).loss
         loss.backward()
     own = loss.detach() - routing_loss(model).detach() if routed else loss.detach()
     parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
@@ -172,6 +177,29 @@ def shift(notes: Mapping[int, Note]) -> float | None:
     return float(torch.stack(found).mean().item()) if found else None
 
 
+def staying(model: Any) -> dict[str, float]:
+    """By criterion, "expected" and "unexpected", the share of selected tokens that it alone would have selected.
+
+    Of the last call; the mean of texts and routed layers. Both are near the capacity where a criterion says nothing
+    about the selection, and 1 where it makes it; the other criterion could then be removed. Empty without surprise.
+    """
+    found: dict[str, list[Tensor]] = {"expected": [], "unexpected": []}
+    for note in model.notes.values():
+        for criterion, shares in found.items():
+            if criterion in note.details:
+                values = note.details[criterion]
+                always = model.routing.always(Tokens(values, values, None, model.call.rank, None))
+                shares.append(_kept(values, note.mask, always))
+    return {criterion: float(torch.stack(shares).mean()) for criterion, shares in found.items() if shares}
+
+
+def _kept(values: Tensor, mask: Tensor, always: Tensor | None) -> Tensor:
+    """The share of the selected tokens (B, T) that are among as many highest values; the mean over the texts."""
+    values = values if always is None else values.masked_fill(always, math.inf)
+    alone = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < mask.sum(1, keepdim=True)
+    return ((alone & mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over the tokens (B, T), the mean over the texts."""
     a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (a, b))
@@ -180,10 +208,11 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _record(path: Path, state: LanguageState, loss: float) -> str:
-    """Append one JSON line: step, tokens, seconds, the mean loss since the last line, and the shift; say so briefly."""
+    """Append one JSON line: step, tokens, seconds, the mean loss since the last line, both halves of the shift."""
     row = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 1), "loss": round(loss, 5)}
     if hasattr(state.model, "routing"):
         moved = shift(state.model.notes)
         row |= {} if moved is None else {"shift": round(moved, 5)}
+        row |= {f"{criterion} alone": round(share, 5) for criterion, share in staying(state.model).items()}
     append_row(row, path)
     return f"step {state.step}  {state.tokens} tokens  {state.seconds:.0f} s  loss {loss:.4f}"
