@@ -201,6 +201,16 @@ def test_a_model_is_copied_without_its_last_call():
     torch.testing.assert_close(copied(ids).logits, model(ids).logits)
 
 
+def test_what_is_frozen_stays_so_when_it_is_routed():
+    plain = dense()
+    fixed = plain.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
+    model = route(plain, MoD())
+    assert model.model.layers[1].layer.mlp.up_proj.weight is fixed
+    assert not fixed.requires_grad
+    assert plain.model.layers[0].mlp.up_proj.weight.requires_grad
+    assert model.model.layers[1].router.weight.requires_grad
+
+
 def test_groups_of_the_optimiser():
     model = routed(SDT(student="mlp"))
     groups = {group.pop("name"): group for group in parameter_groups(model, weight_decay=0.1)}

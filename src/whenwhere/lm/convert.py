@@ -66,7 +66,10 @@ def _move_in(routed: Any, dense: Any) -> None:
     if own != set(places.values()):
         odd = sorted(own ^ set(places.values()))
         raise ValueError(f"tensors without a counterpart: {', '.join(odd[:5])}; the model was changed after loading?")
+    frozen = [tensor for tensor in state.values() if not tensor.requires_grad]
     routed.load_state_dict({places[name]: tensor for name, tensor in state.items()}, strict=False, assign=True)
+    for tensor in frozen:  # loading makes every tensor like the one whose place it takes, which is not frozen
+        tensor.requires_grad_(False)
     routed.model.rotary_emb = dense.model.rotary_emb
     for layer in routed.routed:
         width, eps = routed.config.hidden_size, routed.config.rms_norm_eps
