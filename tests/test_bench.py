@@ -10,10 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from saved import make, tiny_pipeline
 from tiny_models import dit
 
-from whenwhere import DeepCache, FewerSteps, GuidanceStop, TGate
+from whenwhere import DeepCache, FewerSteps, GuidanceStop, TGate, ToCa, zoo
 from whenwhere.bench.baselines import baselines
 from whenwhere.bench.comparison import compare, most_runs
-from whenwhere.bench.drawing import draw
+from whenwhere.bench.drawing import attached, draw
 from whenwhere.bench.environment import Environment
 from whenwhere.bench.model import Model, digest, open_model
 from whenwhere.bench.price import price
@@ -399,3 +399,12 @@ def test_a_scheduler_that_does_not_fit_is_refused(task):
         make_scheduler("FlowMatchEulerDiscreteScheduler", own)
     with pytest.raises(ValueError, match="does not fit"):
         make_scheduler("ddim", FlowMatchEulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_pipeline_that_does_not_say_whether_it_guides_is_told(guidance):
+    pipe = zoo.load("emoji-pixart")
+    methods = [ToCa(3, 0.3, score="cross_attention", schedule="pixart")]
+    with attached(pipe, methods, guidance) as attachment:
+        draw(pipe, ["sun"], [0], 4, guidance)
+    assert attachment.trace.row("transformer_blocks.0.attn2") == "#ooo"

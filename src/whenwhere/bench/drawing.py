@@ -58,9 +58,11 @@ def attached(pipe: Any, methods: Sequence[Method], guidance: float) -> AbstractC
     """Methods on a pipeline; without any, nothing."""
     if not methods:
         return nullcontext()
-    # Where the scheduler moves all branches together, nobody but the caller knows whether there is guidance.
-    doubled = find(denoiser_of(pipe), FAMILIES).doubled
-    return attach(pipe, *methods, guidance=guidance > 1 if doubled else None)
+    # Where the scheduler moves all branches together nobody but the caller knows whether there is guidance; where the
+    # pipeline does not say, it is known only after the first step, which is late for some methods.
+    anatomy = find(denoiser_of(pipe), FAMILIES)
+    silent = not anatomy.passes and not hasattr(type(pipe), "do_classifier_free_guidance")
+    return attach(pipe, *methods, guidance=guidance > 1 if anatomy.doubled or silent else None)
 
 
 def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter], size: tuple[int, int] | None) -> dict[str, Any]:
