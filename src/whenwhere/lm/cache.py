@@ -173,7 +173,7 @@ def routed_layer(cache: Cache | None, layer: int, routing: Routing) -> RoutedLay
 
 
 def cache_bytes(cache: Cache) -> dict[int, int]:
-    """Bytes of keys and values that a cache holds, by layer, measured on its tensors."""
+    """Bytes of keys and values that a cache holds, by layer, measured on its tensors; spare slots are not counted."""
     return {
         i: sum(tensor.numel() * tensor.element_size() for tensor in (layer.keys, layer.values) if tensor is not None)
         for i, layer in enumerate(cache.layers)
