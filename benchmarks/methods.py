@@ -34,6 +34,7 @@ GRID = {
     "FORA": ["fora(interval={n})"],
     "Δ-DiT": ["deltadit(interval={n},blocks={b})"],
     "ToCa": ["toca(interval={n},fresh_ratio=0.1)", "toca(interval={n},fresh_ratio=0.3)"],
+    "ToCa, as on PixArt": ["toca(interval={n},fresh_ratio=0.3,score='cross_attention',schedule='pixart')"],
     "Faster Diffusion": ["fasterdiffusion(every={n},alpha=0)"],
     "T-GATE + DeepCache": ["tgate(gate_step={m},sp_interval=1,warm_up=0)+deepcache(interval={n})"],
     "T-GATE + FORA": [
