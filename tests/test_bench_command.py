@@ -25,7 +25,7 @@ from whenwhere.bench import workers
 from whenwhere.bench.bench import bench
 from whenwhere.bench.doctor import examine
 from whenwhere.bench.judges import Judging, at_hand
-from whenwhere.bench.order import Order, carry_out, usual
+from whenwhere.bench.order import Begun, Done, Merged, Order, carry_out, usual
 from whenwhere.bench.prompts import builtin_prompts, read_prompts
 from whenwhere.bench.rowfile import Content, folder_of
 from whenwhere.cli import app
@@ -315,3 +315,12 @@ def test_what_is_missing_is_named_before_anything_runs(monkeypatch, package, arg
     monkeypatch.setitem(sys.modules, package, None)
     Path("p.txt").write_text("red\n")
     assert message in fail("bench", tiny_pipeline(), "--prompts", "p.txt", *arguments)
+
+
+def test_nothing_is_done_before_it_was_begun_whoever_is_faster():
+    """The events of a slow first process and of a fast second one, as a queue may hand them on."""
+    told = list(carry_out(order(), ()))
+    merged = Merged()
+    passed = [event for event in (*told[:3], *told) if merged.passes(event)]
+    assert isinstance(passed[0], Begun)
+    assert [event for event in passed if not isinstance(event, Done)] == [e for e in told if not isinstance(e, Done)]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from .order import Done, Event, Order, carry_out
+from .order import Event, Merged, Order, carry_out
 from .rows import Job
 
 
@@ -31,6 +31,7 @@ def by_ray(order: Order, workers: int, finished: Collection[Job], address: str) 
 
 def _events(ray: Any, streams: dict[Any, int]) -> Iterator[Event]:
     """What the tasks tell, as it comes."""
+    merged = Merged()
     while streams:
         (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
         try:
@@ -40,7 +41,7 @@ def _events(ray: Any, streams: dict[Any, int]) -> Iterator[Event]:
             continue
         except ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from None
-        if isinstance(event, Done) or streams[ready] == 0:  # all begin and list alike
+        if merged.passes(event):
             yield event
 
 

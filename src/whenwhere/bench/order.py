@@ -125,6 +125,25 @@ class Done:
 Event: TypeAlias = Begun | Listed | Done
 
 
+class Merged:
+    """Which events of several processes go on: all rows; of what they all tell alike, what is told first.
+
+    So nothing is done before it was begun and listed, whoever is faster.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def passes(self, event: Event) -> bool:
+        """Whether this one goes on."""
+        if isinstance(event, Done):
+            return True
+        name = event.listing.key if isinstance(event, Listed) else ""
+        new = name not in self._told
+        self._told.add(name)
+        return new
+
+
 def carry_out(
     order: Order, finished: Collection[Job] = (), share: slice = ALL, watch: Watch = lambda _: None
 ) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from multiprocessing.queues import Queue
 from queue import Empty
 from typing import Any
 
-from .order import Done, Event, Order, carry_out
+from .order import Event, Merged, Order, carry_out
 from .rows import Job
 from .run import Watch
 
@@ -34,7 +34,7 @@ def by_processes(order: Order, workers: int, finished: Collection[Job], watch: W
     for process in processes:
         process.start()
     try:
-        running = set(range(workers))
+        running, merged = set(range(workers)), Merged()
         while running:
             number, message = _next(queue, processes, running)
             if message is None:
@@ -43,7 +43,7 @@ def by_processes(order: Order, workers: int, finished: Collection[Job], watch: W
                 raise message
             elif isinstance(message, str):
                 watch(message)
-            elif isinstance(message, Done) or number == 0:  # all begin and list alike
+            elif merged.passes(message):
                 yield message
     finally:
         for process in processes:
