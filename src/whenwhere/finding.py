@@ -28,8 +28,8 @@ def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:
         TypeError: there is none.
         ValueError: there are two that are not alike.
     """
-    first = (getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), getattr(pipe, "transformer_2", None))
-    found = [network for network in first if isinstance(network, nn.Module)] or [pipe]
+    named = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    found = [network for network in named if isinstance(network, nn.Module)] or [pipe]
     if not isinstance(found[0], nn.Module):
         raise TypeError(f"{type(pipe).__name__} has neither a unet nor a transformer and is no module itself.")
     # A compiled module wraps the network; one network may serve both ends.
