@@ -25,6 +25,9 @@ class Kind(StrEnum):
     PROJECTION = "projection"  # what joins attention and such an MLP into one residual branch (Flux's single blocks)
 
 
+TOGETHER = (Kind.EXPANSION, Kind.PROJECTION)  # the MLP of a block whose attention shares its projection
+
+
 class Side(StrEnum):
     """Where a site stands in a network with skip connections."""
 

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from ..site import Kind, Site
-
-TOGETHER = (Kind.EXPANSION, Kind.PROJECTION)  # the MLP of a block whose attention shares its projection
+from ..site import TOGETHER, Kind, Site
 
 
 @dataclass(frozen=True, slots=True)

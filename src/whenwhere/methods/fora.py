@@ -15,10 +15,9 @@ from ..clock import Step
 from ..decision import Compute, Decision, Reuse, outline, whole
 from ..method import Method, Setting
 from ..ranges import at_least, one_of
-from ..site import Kind, Site
+from ..site import TOGETHER, Kind, Site
 
 _BRANCHES = (Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION, Kind.MLP)
-_TOGETHER = (Kind.EXPANSION, Kind.PROJECTION)  # of a branch that attention and MLP share
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class FORA(Method):
     start_step: int = 0
     end_step: int | None = None
 
-    kinds: ClassVar = frozenset({*_BRANCHES, *_TOGETHER})
+    kinds: ClassVar = frozenset({*_BRANCHES, *TOGETHER})
     idle_reason: ClassVar = "every step is a full one; choose a larger interval, or a wider window."
 
     def __post_init__(self) -> None:
@@ -67,7 +66,7 @@ class FORA(Method):
 
     def asks(self, site: Site) -> bool:
         """The branches of the chosen blocks."""
-        chosen = site.kind in self.branches or (site.kind in _TOGETHER and self._joins)
+        chosen = site.kind in self.branches or (site.kind in TOGETHER and self._joins)
         return chosen and (not self.blocks or site.block in self.blocks)
 
     @property

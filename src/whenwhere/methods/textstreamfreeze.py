@@ -15,7 +15,7 @@ from ..clock import Step
 from ..decision import Decision
 from ..decisions.textstream import FrozenText, ImageOnly, KeepText, LeaveOut, TextBlock
 from ..position import FromStep, Position
-from ..site import Kind, Site
+from ..site import TOGETHER, Kind, Site
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TextStreamFreeze(FromStep):
 
     step: Position = 10
 
-    kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP, Kind.EXPANSION, Kind.PROJECTION})
+    kinds: ClassVar = frozenset({Kind.BLOCK, Kind.JOINT_ATTENTION, Kind.MLP, *TOGETHER})
     does: ClassVar = "freezes"
     lasting: ClassVar = True
     innermost: ClassVar = True  # what others choose, or keep, is chosen and kept of both streams

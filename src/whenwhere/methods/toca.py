@@ -16,11 +16,11 @@ from torch import nn
 
 from ..clock import Step
 from ..decision import Decision
-from ..decisions.freshness import SCHEDULES, TOGETHER, Schedule, factor, full_steps
+from ..decisions.freshness import SCHEDULES, Schedule, factor, full_steps
 from ..decisions.refresh import Full, Recall, Refresh
 from ..method import Method, Setting
 from ..ranges import at_least, one_of
-from ..site import Kind, Site
+from ..site import TOGETHER, Kind, Site
 
 SOURCES = {  # of the score: the kind of attention whose projections tell it; the others need none
     "attention": Kind.SELF_ATTENTION,
@@ -58,16 +58,7 @@ class ToCa(Method):
     schedule: str | Schedule = "dit-ddim"
     grid: tuple[int, ...] = ()
 
-    kinds: ClassVar = frozenset(
-        {
-            Kind.SELF_ATTENTION,
-            Kind.CROSS_ATTENTION,
-            Kind.JOINT_ATTENTION,
-            Kind.MLP,
-            Kind.EXPANSION,
-            Kind.PROJECTION,
-        }
-    )
+    kinds: ClassVar = frozenset({Kind.SELF_ATTENTION, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION, Kind.MLP, *TOGETHER})
     idle_reason: ClassVar = "every step is a full one; choose a larger interval."
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decision import Output, map_tensors
-from ..site import Kind, Site
+from ..site import TOGETHER, Kind, Site
 from ..table import Column, SlotKey, slot_key
 from .counting import Counting
 from .sizes import note_sizes
@@ -129,7 +129,7 @@ def _latent_bytes(model: Unit, example: Mapping[str, Any]) -> int:
 
 def _attending(site: Site) -> str:
     """The path whose attention a site's sizes are those of: its own, or that of the block it shares with it."""
-    return site.path.rpartition(".")[0] if site.kind in (Kind.EXPANSION, Kind.PROJECTION) else site.path
+    return site.path.rpartition(".")[0] if site.kind in TOGETHER else site.path
 
 
 def _parts(macs: Mapping[str, Macs], path: str) -> dict[str, Macs]:
