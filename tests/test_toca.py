@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count as counter
 from math import floor
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from test_tokens import attention_map
 from torch import Tensor, nn
 
 import whenwhere
-from whenwhere import FORA, ToCa, attach
+from whenwhere import FORA, Method, ToCa, attach
+from whenwhere.clock import Step
+from whenwhere.decision import Compute, Decision, Reuse, whole
 from whenwhere.decisions.freshness import SCHEDULES, Schedule
 from whenwhere.pricing.cost import Macs, count
+from whenwhere.site import Kind, Site
 
 PIXART = {"fresh_ratio": 0.3, "score": "cross_attention", "schedule": "pixart"}
 
@@ -459,6 +464,25 @@ def test_cost_memory_and_plan_are_what_was_promised_on_flux(score):
     assert trace.held == made.cost.bytes
     assert trace.rows == made.rows
     assert torch.equal(run("flux", pipe, steps=9, prompts=2), plain)
+
+
+@dataclass(frozen=True)
+class Hold(Method):
+    """Reuse the first halves of the MLPs from a step on, and nothing else."""
+
+    kinds: ClassVar = frozenset({Kind.EXPANSION})
+
+    def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
+        return Compute(whole) if step.index < 4 else Reuse()
+
+
+def test_a_choice_of_an_earlier_step_is_never_taken():
+    pipe = build("flux")
+    with (
+        attach(pipe, Hold(), ToCa(6, 0.3, schedule="flux")),
+        pytest.raises(ValueError, match="another method stopped the MLP of single_transformer"),
+    ):
+        run("flux", pipe, steps=8)
 
 
 def test_flux_without_fresh_tokens_is_fora_after_the_warm_up():

@@ -119,12 +119,11 @@ class Refresh(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """Choose, run on the chosen, put them back."""
         kept, tokens = slot.get(call), call.tokens
-        output = self.whole.recalled(kept["output"])
         count = many(self.ratio, tokens.shape[1])
         if count == 0:
-            return output
+            return self.whole.recalled(kept["output"])
         chosen = self._chosen(call, slot, kept, count)
-        output = put(output, chosen, _run_on(call, take(tokens, chosen)))
+        output = put(kept["output"], chosen, _run_on(call, take(tokens, chosen)))
         now = {"output": kept["output"] if self.whole.hollow else output}
         if self.whole.tracked:
             now["since"] = kept["since"].scatter(1, chosen, self.whole.age)
@@ -137,11 +136,15 @@ class Refresh(Decision):
         They stay in their order: where all are chosen, text is still before the picture.
         """
         handed = f"chosen {self.whole.block}"
-        if call.site.kind is not Kind.PROJECTION:
-            call.notes[handed] = highest(self._scores(call, slot, kept["since"]), count).sort(1).values
-        elif handed not in call.notes:
-            raise ValueError(f"{call.method}: another method stopped the MLP before {call.site}; take one of the two.")
-        chosen: Tensor = call.notes[handed]
+        chosen: Tensor | None
+        if call.site.kind is Kind.PROJECTION:
+            chosen = call.notes.pop(handed, None)  # of this step; what an earlier one left would be another choice
+            if chosen is None:
+                raise ValueError(f"{call.method}: another method stopped the MLP of {call.site}; take one of the two.")
+            return chosen
+        chosen = highest(self._scores(call, slot, kept["since"]), count).sort(1).values
+        if call.site.kind is Kind.EXPANSION:
+            call.notes[handed] = chosen
         return chosen
 
     def _scores(self, call: Call, slot: Slot, since: Tensor) -> Tensor:
