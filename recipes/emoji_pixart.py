@@ -33,7 +33,9 @@ class Recipe:
 
 
 def main() -> None:
-    args = options(__doc__, "runs/emoji-pixart").parse_args()
+    parser = options(__doc__, "runs/emoji-pixart")
+    parser.add_argument("--least-weight", type=float, default=TrainConfig.least_weight, help="of noisy timesteps")
+    args = parser.parse_args()
     recipe = Recipe()
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
     pipeline = build(recipe, fit_autoencoder(recipe.emoji), learn_words(recipe.emoji))
@@ -42,9 +44,12 @@ def main() -> None:
         budget=args.budget,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
+        least_weight=args.least_weight,
         bfloat16=args.bfloat16,
         seed=recipe.seed,
     )
+    if args.compile:
+        pipeline.transformer.compile(dynamic=False)
     linear = [module for module in pipeline.transformer.transformer_blocks.modules() if isinstance(module, nn.Linear)]
     state = TrainState(
         pipeline.transformer,

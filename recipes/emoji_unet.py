@@ -34,6 +34,8 @@ def main() -> None:
     torch.set_flush_denormal(True)  # tiny numbers slow a CPU down
     pipeline = build(recipe, fit_autoencoder(recipe.emoji), learn_words(recipe.emoji))
     pipeline.to(args.device)
+    if args.compile:
+        pipeline.unet.compile(dynamic=False)
     config = TrainConfig(budget=args.budget, batch_size=recipe.batch_size, bfloat16=args.bfloat16, seed=recipe.seed)
     state = TrainState(pipeline.unet, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed)
     learn_emoji(recipe.emoji, pipeline, state, config, args.out)

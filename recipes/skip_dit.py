@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
-from emoji import add_bfloat16, halve
+from emoji import add_speed, halve
 from PIL import Image
 
 from whenwhere.models import SkipDiTTransformer2DModel
@@ -73,6 +73,8 @@ def main() -> None:
         snapshot_every=args.snapshots,
         seed=args.seed,
     )
+    if args.compile:
+        pipeline.transformer.compile(dynamic=False)
     run = fit(pipeline, split, pixels, config, args.out)
     if not run.accelerator.is_main_process:
         return
@@ -95,7 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    add_bfloat16(parser)
+    add_speed(parser)
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--validate", type=int, default=500, help="steps from one validation loss to the next")
     parser.add_argument("--snapshots", type=int, default=0, help="keep the mean of the weights every so many steps")
