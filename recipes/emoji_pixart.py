@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from whenwhere import zoo
 from whenwhere.models.patch_pca import PatchPCA
-from whenwhere.train.diffusion import DenoiserInput, TrainConfig
+from whenwhere.train.diffusion import DenoiserInput, Told, TrainConfig
 from whenwhere.train.state import TrainState
 
 
@@ -63,18 +63,26 @@ def main() -> None:
 
 
 def answer(state: TrainState, given: DenoiserInput, input_ids: Tensor) -> Tensor:
-    """What the transformer answers, (B, C, H, W); padding is masked, as in the pipeline."""
-    encoder: CLIPTextModel = state.text_encoder
-    mask = attended(input_ids, encoder.config.eos_token_id)
-    text = encoder(input_ids, attention_mask=mask).last_hidden_state  # (B, T, D)
-    found: Tensor = state.denoiser(
-        given.noisy,
-        encoder_hidden_states=text,
-        encoder_attention_mask=mask,
-        timestep=given.timesteps,
-        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-    ).sample
-    return found
+    """What the transformer answers, (B, C, H, W)."""
+    return told_pixart(state.denoiser, state.text_encoder, input_ids)(given.noisy, given.timesteps)
+
+
+def told_pixart(transformer: PixArtTransformer2DModel, text_encoder: CLIPTextModel, input_ids: Tensor) -> Told:
+    """A transformer that has read its captions (B, T); padding is masked, as in the pipeline."""
+    mask = attended(input_ids, text_encoder.config.eos_token_id)
+    text = text_encoder(input_ids, attention_mask=mask).last_hidden_state  # (B, T, D)
+
+    def told(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        found: Tensor = transformer(
+            noisy,
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            timestep=timesteps,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        ).sample
+        return found
+
+    return told
 
 
 def attended(input_ids: Tensor, end: int) -> Tensor:

@@ -11,6 +11,7 @@ The same line goes on with an interrupted run, and exports a finished one again.
 
 import argparse
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import emoji_unet
@@ -23,7 +24,7 @@ from transformers import CLIPTokenizer
 from whenwhere.bench.drawing import draw
 from whenwhere.bench.model import open_model
 from whenwhere.models.patch_pca import PatchPCA
-from whenwhere.train.diffusion import Batch, Draw, TrainConfig, learn, train
+from whenwhere.train.diffusion import Batch, Draw, TrainConfig, learn, told_unet, train
 from whenwhere.train.distil import DistilConfig, GuidedTeacher
 from whenwhere.train.files import append_row
 from whenwhere.train.latents import encode
@@ -104,8 +105,7 @@ def train_student(recipe: Recipe, args: argparse.Namespace) -> None:
     )
     state = TrainState(pipeline.unet, pipeline.text_encoder, config.learning_rate, config.weight_decay, config.seed)
     lessons = GuidedTeacher(
-        teacher.unet,
-        teacher.text_encoder,
+        partial(told_unet, teacher.unet, teacher.text_encoder),
         tokens(teacher.tokenizer, [""]),
         teacher.scheduler,
         read_batches(teacher, recipe),

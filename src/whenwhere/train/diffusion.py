@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -70,13 +70,23 @@ Draw = Callable[[int, torch.Generator], Batch]
 Teach = Callable[[int, torch.Generator], Lesson]
 Watch = Callable[[TrainState], None]
 Answer = Callable[[TrainState, DenoiserInput, Tensor], Tensor]  # the state, its input, token ids (B, T)
+Told = Callable[[Tensor, Tensor], Tensor]  # latents (B, C, H, W) and timesteps (B,) -> what a denoiser says of them
 
 
 def unet_answer(state: TrainState, given: DenoiserInput, input_ids: Tensor) -> Tensor:
     """What a U-Net that reads text answers, (B, C, H, W)."""
-    text = state.text_encoder(input_ids).last_hidden_state  # (B, T, D)
-    answer: Tensor = state.denoiser(given.noisy, given.timesteps, text).sample
-    return answer
+    return told_unet(state.denoiser, state.text_encoder, input_ids)(given.noisy, given.timesteps)
+
+
+def told_unet(unet: nn.Module, text_encoder: nn.Module, input_ids: Tensor) -> Told:
+    """A U-Net that has read its captions (B, T)."""
+    text = text_encoder(input_ids).last_hidden_state  # (B, T, D)
+
+    def told(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        answer: Tensor = unet(noisy, timesteps, text).sample
+        return answer
+
+    return told
 
 
 def train(

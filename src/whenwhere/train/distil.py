@@ -5,15 +5,18 @@ steps; the student learns the velocity that leads there at once, as a consistenc
 https://arxiv.org/abs/2310.04378, with the solver's whole way in place of one step of it). `LCMScheduler` draws with it.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
-from transformers import CLIPTextModel
 
-from whenwhere.train.diffusion import DenoiserInput, Draw, Lesson, precision
+from whenwhere.train.diffusion import DenoiserInput, Draw, Lesson, Told, precision
+
+Tell = Callable[[Tensor], Told]  # captions (B, T) -> a denoiser that has read them
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class DistilConfig:
     """What the teacher does, and how often its answers are used."""
 
     steps: int = 4  # of the student
+    noisiest: float = 0.25  # share of the answers at the noisiest timestep, all that one step uses; the rest in turn
     guidance: float = 3.0  # of the teacher, fixed in the student
     teacher_steps: int = 16  # from pure noise; in proportion from other timesteps
     chunk: int = 128  # answers made at a time
@@ -34,14 +38,13 @@ class GuidedTeacher:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
+        tell: Tell,
         null_ids: Tensor,  # (1, T), the empty caption
         scheduler: DDIMScheduler,
         draw: Draw,
         config: DistilConfig,
     ) -> None:
-        self.unet, self.text_encoder, self.null_ids = unet, text_encoder, null_ids
+        self.tell, self.null_ids = tell, null_ids
         self.draw, self.config = draw, config
         self.noising = DDPMScheduler.from_config(scheduler.config)
         self.timesteps = student_timesteps(self.noising.config.num_train_timesteps, config.steps)
@@ -58,7 +61,7 @@ class GuidedTeacher:
 
     def refill(self, generator: torch.Generator) -> None:
         """Add one chunk of answers at the next of the student's timesteps."""
-        timestep = self.timesteps[self.made % len(self.timesteps)]
+        timestep = self.timesteps[turn(self.made, len(self.timesteps), self.config.noisiest)]
         lesson = self.answer(self.config.chunk, timestep, generator)
         self.pool += split(lesson)
         del self.pool[: -self.config.capacity]
@@ -90,13 +93,14 @@ class GuidedTeacher:
         """The end of the teacher's guided way from noisy latents (B, C, H, W)."""
         size, total = len(noisy), self.noising.config.num_train_timesteps
         ids = torch.cat([self.null_ids.to(input_ids.device).expand(size, -1), input_ids])
-        text = self.text_encoder(ids).last_hidden_state  # (2B, T, D)
+        told = self.tell(ids)
         count = max(2, round(self.config.teacher_steps * (timestep + 1) / total))
         levels = torch.linspace(timestep, -1, count + 1).round().long().tolist()
         kept = [*self.noising.alphas_cumprod[levels[:-1]].tolist(), 1.0]
         for level, (now, then) in zip(levels[:-1], pairwise(kept), strict=True):
-            plain, told = self.unet(noisy.repeat(2, 1, 1, 1), level, text).sample.float().chunk(2)
-            velocity = plain + self.config.guidance * (told - plain)
+            timesteps = torch.full((2 * size,), level, device=noisy.device)
+            without, with_caption = told(noisy.repeat(2, 1, 1, 1), timesteps).float().chunk(2)
+            velocity = without + self.config.guidance * (with_caption - without)
             picture = now**0.5 * noisy - (1 - now) ** 0.5 * velocity
             noise = (1 - now) ** 0.5 * noisy + now**0.5 * velocity
             noisy = then**0.5 * picture + (1 - then) ** 0.5 * noise
@@ -106,6 +110,14 @@ class GuidedTeacher:
 def student_timesteps(total: int, steps: int) -> list[int]:
     """Where `LCMScheduler(original_inference_steps=steps)` evaluates: 999, 749, 499, 249 for 4 of 1000."""
     return [total * (steps - number) // steps - 1 for number in range(steps)]
+
+
+def turn(made: int, count: int, noisiest: float) -> int:
+    """Which of `count` timesteps is next after `made` ones: the first in its share of turns, the others in order."""
+    first = math.ceil(made * noisiest)  # turns of the first so far
+    if count == 1 or math.ceil((made + 1) * noisiest) > first:
+        return 0
+    return 1 + (made - first) % (count - 1)
 
 
 def split(lesson: Lesson) -> list[Lesson]:
