@@ -140,8 +140,11 @@ def build_scheduler() -> DDIMScheduler:
 class Preview:
     """Draws a grid of samples from the running mean from time to time."""
 
-    def __init__(self, pipeline: DiffusionPipeline, every: float, out: Path) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, every: float, out: Path, *, steps: int = 20, guidance: float = 3.0
+    ) -> None:
         self.pipeline, self.every, self.out, self.last = pipeline, every, out, 0.0
+        self.steps, self.guidance = steps, guidance
 
     def __call__(self, state: TrainState) -> None:
         if state.seconds - self.last < self.every:
@@ -150,12 +153,12 @@ class Preview:
         prompts = " ".join(PREVIEW.split()).split("; ")
         self.pipeline.set_progress_bar_config(disable=True)
         with state.mean.held(), torch.compiler.set_stance("force_eager"):  # a few pictures are not worth compiling for
-            pictures = draw(self.pipeline, prompts, range(len(prompts)), steps=20, guidance=3.0)
+            pictures = draw(self.pipeline, prompts, range(len(prompts)), self.steps, self.guidance)
         sheet = Image.new("RGB", (6 * 96, 4 * 96))
         for number, picture in enumerate((pictures * 255).round().byte()):
             image = Image.fromarray(picture.permute(1, 2, 0).numpy())
             sheet.paste(image.resize((96, 96), Image.Resampling.NEAREST), (number % 6 * 96, number // 6 * 96))
-        sheet.save(self.out / f"preview-{state.step:06d}.png")
+        sheet.save(self.out / f"preview-{state.step:06d}-{self.steps}.png")
 
 
 def export(state: TrainState, pipeline: DiffusionPipeline, folder: Path) -> None:
