@@ -2,12 +2,15 @@
 
 Every number stands beside its scale: real pictures against real ones, and wrong prompts. Run it as
 `python recipes/score_emoji.py emoji-unet`; it writes docs/images/emoji-unet-grid.png and docs/results/emoji-unet.json.
+With `--steps 4`, where that is not what the catalogue says, the names are emoji-unet-4-grid.png and emoji-unet-4.json.
 """
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -55,15 +58,19 @@ def main() -> None:
     parser.add_argument("model", choices=zoo.names())
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--only-grid", action="store_true")
+    parser.add_argument("--steps", type=int, help="else as the catalogue says")
     args = parser.parse_args()
-    recipe = Recipe()
+    entry = zoo.entry(args.model)
+    recipe = Recipe(steps=args.steps or entry.steps, guidance=entry.guidance)
+    name = args.model if recipe.steps == entry.steps else f"{args.model}-{recipe.steps}"
     pipeline = zoo.load(args.model)
-    draw_grid(pipeline, recipe).save(folder(args.docs / "images") / f"{args.model}-grid.png", optimize=True)
+    draw_grid(pipeline, recipe).save(folder(args.docs / "images") / f"{name}-grid.png", optimize=True)
     if args.only_grid:
         return
-    scores = {"settings": asdict(recipe) | {"data": str(recipe.data)}, **score(pipeline, recipe)}
+    told = {"command": " ".join(["python", *sys.argv]), "date": datetime.now(UTC).date().isoformat()}
+    scores = told | {"settings": asdict(recipe) | {"data": str(recipe.data)}} | score(pipeline, recipe)
     text = json.dumps(scores, indent=2)
-    (folder(args.docs / "results") / f"{args.model}.json").write_text(text + "\n", encoding="utf-8")
+    (folder(args.docs / "results") / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
