@@ -7,6 +7,7 @@ rewrites the plan and the table of docs/methods/blockcaching.md, between their m
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -17,15 +18,18 @@ from torch import Tensor
 
 from whenwhere import FORA, BlockCaching, Method, attach, calibrate, plan, zoo
 from whenwhere.bench.prompts import builtin_prompts
+from whenwhere.train.scaleshift import train_scale_shift
 
 MODEL = "emoji-unet"
 LAYER, BRANCH = (0.15, 0.2, 0.3, 0.5), (0.15, 0.3, 0.5)  # thresholds, by granularity
 INTERVALS = (2, 3, 4)
+ADJUSTED = (0.3, 0.5)  # thresholds of layers that get a scale and shift
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--generations", type=int, default=100, help="at most, of training a scale and shift")
     parser.add_argument("--page", type=Path, default=Path("docs/methods/blockcaching.md"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,6 +46,10 @@ def main() -> None:
         rows = [(f"`FORA(interval={n})`", FORA(interval=n)) for n in INTERVALS]
         rows += [(name("layer", t), BlockCaching(files["layer"], threshold=t)) for t in LAYER]
         rows += [(name("branch", t), BlockCaching(files["branch"], threshold=t)) for t in BRANCH]
+        for threshold in ADJUSTED:
+            method = BlockCaching(files["layer"], threshold=threshold)
+            adjusted = adjust(pipe, method, prompts[:8] + prompts[16:], args.steps, guidance, args.generations)
+            rows.append((f"{name('layer', threshold)}, scale and shift", adjusted))
         plain = latents(pipe, prompts[8:16], 2, args.steps, guidance)
         found = [(text, *measure(pipe, method, prompts[8:16], plain, args.steps, guidance)) for text, method in rows]
         printed = str(plan(pipe, BlockCaching(files["layer"], threshold=0.5), steps=args.steps))
@@ -54,6 +62,22 @@ def main() -> None:
 
 def name(granularity: str, threshold: float) -> str:
     return f'`BlockCaching`, "{granularity}", δ = {threshold:g}'
+
+
+def adjust(
+    pipe: Any, method: BlockCaching, prompts: Sequence[str], steps: int, guidance: float, generations: int
+) -> BlockCaching:
+    """The method with a scale and shift that were trained on four random prompts a generation."""
+
+    def generate(number: int) -> None:
+        seed = number + 1000
+        picks = torch.randint(len(prompts), (4,), generator=torch.Generator().manual_seed(seed))
+        latents(pipe, [prompts[pick] for pick in picks.tolist()], seed, steps, guidance)
+
+    found = train_scale_shift(
+        pipe, method, generate, generations=generations, held_out=2, watch=lambda *told: print(*told, flush=True)
+    )
+    return replace(method, scale_shift=found)
 
 
 def measure(

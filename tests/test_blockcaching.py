@@ -181,7 +181,10 @@ def test_a_calibration_is_saved_and_loaded(tmp_path):
     assert whenwhere.plan(build("dit"), method, steps=STEPS).rows == (
         whenwhere.plan(build("dit"), BlockCaching(found, threshold=0.3), steps=STEPS).rows
     )
-    assert repr(method) == f"BlockCaching(calibration={str(path)!r}, threshold=0.3, strict=False, max_age=None)"
+    assert (
+        repr(method)
+        == f"BlockCaching(calibration={str(path)!r}, threshold=0.3, strict=False, max_age=None, scale_shift=None)"
+    )
     path.write_text('{"whenwhere": 1, "model": "DiT"}')
     with pytest.raises(ValueError, match="is no saved calibration"):
         Calibration.load(path)

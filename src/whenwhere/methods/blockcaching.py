@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Self
 from ..calibration import Calibration
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, whole
+from ..decisions.adjusted import AddAdjusted, ReuseAdjusted
 from ..decisions.change import AddChange, KeepChange
 from ..decisions.measuring import units
+from ..decisions.scaleshift import ScaleShift
 from ..method import Method, Setting
 from ..planning import plan
 from ..ranges import at_least
@@ -26,7 +28,7 @@ _BISECTIONS = 12
 
 @dataclass(frozen=True)
 class BlockCaching(Method):
-    """Block Caching, without the trained scale and shift.
+    """Block Caching.
 
     Attributes:
         calibration: what `whenwhere.calibrate` measured, or the path of the file that it was saved to.
@@ -34,9 +36,12 @@ class BlockCaching(Method):
             computed again. 0 is the plain run, infinity computes the first step only. Published: 0.5 for a U-Net.
         strict: compute one step before the sum exceeds the threshold, as the paper's inequality can also be read.
         max_age: at least 1: at most so many steps in a row are reused; `None` for no limit.
+        scale_shift: what adjusts the reused contributions, by timestep; a `ScaleShift` that
+            `whenwhere.train.scaleshift.train_scale_shift` trained for this schedule, or the path of its file.
 
     Raises:
-        ValueError: a field out of range; a calibration of another model, or a generation of another setting.
+        ValueError: a field out of range; a calibration of another model, a scale and shift of another schedule, or a
+            generation of another setting.
         TypeError: a field of the wrong type.
         FileNotFoundError: there is no such file.
     """
@@ -45,6 +50,7 @@ class BlockCaching(Method):
     threshold: float = 0.5
     strict: bool = False
     max_age: int | None = None
+    scale_shift: ScaleShift | str | Path | None = None
 
     kinds: ClassVar = frozenset(Kind) - {Kind.MODEL, Kind.CONTROL, Kind.SCHEDULER, Kind.STEM, Kind.STAGE}
     idle_reason: ClassVar = "every measured change is above the threshold."
@@ -58,12 +64,30 @@ class BlockCaching(Method):
             raise ValueError(f"threshold must be at least 0, got {self.threshold}")
         if self.max_age is not None:
             at_least(1, max_age=self.max_age)
+        if self.adjustment is not None and self.adjustment.computed != self.table():
+            raise ValueError(
+                f"{self.adjustment} was trained for another schedule than these fields make; train one for this "
+                "calibration, threshold, strict and max_age."
+            )
 
     @cached_property
     def measured(self) -> Calibration:
         """The calibration, read from its file if need be."""
         path = self.calibration
         return Calibration.load(path) if isinstance(path, str | Path) else path
+
+    @cached_property
+    def adjustment(self) -> ScaleShift | None:
+        """The scale and shift, read from its file if need be."""
+        path = self.scale_shift
+        return ScaleShift.load(path) if isinstance(path, str | Path) else path
+
+    def table(self) -> dict[str, str]:
+        """The steps at which every unit is computed, as `"#..#"`, by path."""
+        return {path: "".join("#" if full else "." for full in self._schedule(path)) for path in self.measured.changes}
+
+    def _schedule(self, path: str) -> tuple[bool, ...]:
+        return schedule(self.measured.changes[path], self.threshold, self.strict, self.max_age)
 
     @classmethod
     def for_speedup(cls, model: Any, calibration: Calibration | str | Path, speedup: float, **fields: Any) -> Self:
@@ -112,10 +136,12 @@ class BlockCaching(Method):
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Compute and keep what has changed too much, reuse the rest."""
-        full = schedule(self.measured.changes[site.path], self.threshold, self.strict, self.max_age)[step.index]
+        full, adjustment = self._schedule(site.path)[step.index], self.adjustment
         if self.measured.granularity == "branch":
-            return Compute(whole) if full else Reuse()
-        return KeepChange() if full else AddChange()
+            reuse: Decision = Reuse() if adjustment is None else ReuseAdjusted(scale_shift=adjustment)
+            return Compute(whole) if full else reuse
+        add: Decision = AddChange() if adjustment is None else AddAdjusted(scale_shift=adjustment)
+        return KeepChange() if full else add
 
 
 @cache
