@@ -40,6 +40,7 @@ class Part:
     path: str
     side: Side | None = None
     rung: Rung | None = None
+    text: bool = False  # whether it serves the text stream alone
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     seen: dict[Kind, int] = dict.fromkeys(counts, 0)
     sites = []
     for (_, path, part, _), (depth, side) in zip(found, depths, strict=True):
-        sites.append(Site(part.kind, path, seen[part.kind], counts[part.kind], side, depth))
+        sites.append(Site(part.kind, path, seen[part.kind], counts[part.kind], side, depth, text=part.text))
         seen[part.kind] += 1
     sites = _number_blocks(sites, anatomy.sequence)
     joined = {site.block for site in sites if site.kind is Kind.PROJECTION}

@@ -53,6 +53,7 @@ class Site:
             turns count as one. `None` outside of blocks.
         blocks: how many blocks there are, counted so.
         parallel: whether it lies in a block with such a projection: what it puts out flows on through that one only.
+        text: whether it serves the text stream alone, in networks that have two.
         carries: true for the last site of its kind on its rung: its output is what the next shallower rung receives.
     """
 
@@ -66,6 +67,7 @@ class Site:
     block: int | None = None
     blocks: int = 0
     parallel: bool = False
+    text: bool = False
 
     @property
     def beside(self) -> bool:

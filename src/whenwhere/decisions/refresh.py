@@ -162,7 +162,7 @@ class Refresh(Decision):
                 "let it compute there, or use score='norm'."
             )
         if base.shape[1] != (count := since.shape[1]):  # of text and picture together, the text first
-            base = base[:, :count] if call.site.path.endswith("_context") else base[:, -count:]
+            base = base[:, :count] if call.site.text else base[:, -count:]
         if fixed.shared and call.branches is not None:
             base = call.branches.mean(base).repeat(len(call.branches.roles), 1)
         reused = self.whole.age - 1 - since  # steps in which a token was reused since it was computed

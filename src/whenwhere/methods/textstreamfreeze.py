@@ -43,7 +43,7 @@ class TextStreamFreeze(FromStep):
 
     def asks(self, site: Site) -> bool:
         """Joint attentions, their blocks, the text's MLPs, and what serves both streams."""
-        return site.kind in self.kinds and (site.kind is not Kind.MLP or site.path.endswith("_context"))
+        return site.kind in self.kinds and (site.kind is not Kind.MLP or site.text)
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """It needs joint attention."""
