@@ -1,7 +1,8 @@
-"""What NAG costs in seconds, next to what it costs in multiply-adds: U-Net, SD3- and Flux-shaped models of middle size.
+"""What NAG costs in seconds, next to what it costs in multiply-adds: the models of the zoo, and three of middle size.
 
-Weights are random (speed only, never quality), one picture, no guidance. Runs are interleaved (plain, NAG, plain, NAG,
-...), and the medians of paired ratios are reported. Usage:
+SDXL-, SD3- and Flux-shaped networks have random weights (speed only, never quality) and draw one picture; the zoo's
+pipelines draw eight. No guidance. Runs are interleaved (plain, NAG, plain, NAG, ...), and the medians of paired ratios
+are reported. Usage:
 
     python benchmarks/nag_overhead.py --runs 5 --out docs/results/nag-overhead.json
 """
@@ -11,7 +12,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from whenwhere import NAG, attach
+from whenwhere import NAG, attach, zoo
+from whenwhere.bench.drawing import draw
 from whenwhere.bench.environment import Environment
+from whenwhere.bench.prompts import builtin_prompts
 from whenwhere.pricing.cost import count
 
 STEPS, TEXT, WIDTH, POOLED = 4, 77, 768, 256
@@ -95,18 +100,48 @@ def generation(model: nn.Module, inputs: dict[str, Any], scheduler: Any) -> Call
     return run
 
 
-def measure(make: Callable[[], tuple[nn.Module, dict[str, Any]]], negative: Tensor, runs: int) -> dict[str, float]:
-    """Seconds and multiply-adds of a generation, plain and with NAG."""
+@dataclass(frozen=True)
+class Case:
+    """A network, one generation of it, and what guides it."""
+
+    model: nn.Module
+    run: Callable[[], object]
+    guide: Callable[[], AbstractContextManager[Any]]
+
+
+def shaped(make: Callable[[], tuple[nn.Module, dict[str, Any]]], negative: Tensor) -> Case:
+    """A network of random weights."""
     model, inputs = make()
     model = model.eval().requires_grad_(False)
     scheduler: Any = DDIMScheduler() if isinstance(model, UNet2DConditionModel) else FlowMatchEulerDiscreteScheduler()
-    run, times = generation(model, inputs, scheduler), []
-    macs = []
+    method = NAG(negative_prompt_embeds=negative)
+    return Case(
+        model,
+        generation(model, inputs, scheduler),
+        lambda: attach(model, method, scheduler=scheduler, guidance=False),
+    )
+
+
+def trained(name: str) -> Case:
+    """A pipeline of the zoo."""
+    pipe, prompts = zoo.load(name), builtin_prompts(name)[:8]
+    model = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    return Case(
+        model,
+        lambda: draw(pipe, prompts, range(8), STEPS, 1.0),
+        lambda: attach(pipe, NAG(negative_prompt="red"), guidance=False),
+    )
+
+
+def measure(case: Case, runs: int) -> dict[str, float]:
+    """Seconds and multiply-adds of a generation, plain and with NAG."""
+    model, run = case.model, case.run
+    times, macs = [], []
     for turn in range(runs + 1):
         pair = []
         for guided in (False, True):
             if guided:
-                with attach(model, NAG(negative_prompt_embeds=negative), scheduler=scheduler, guidance=False):
+                with case.guide():
                     pair.append(timed(run))
                     if turn == 0:
                         macs.append(count(run, model)[1].all)
@@ -126,7 +161,7 @@ def measure(make: Callable[[], tuple[nn.Module, dict[str, Any]]], negative: Tens
     }
 
 
-def timed(run: Callable[[], None]) -> float:
+def timed(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -142,8 +177,10 @@ def main() -> None:
     negative = torch.randn(1, TEXT, WIDTH)
     report: dict[str, Any] = {"environment": asdict(Environment.here(torch.device("cpu")))}
     report |= {"machine was quiet": arguments.quiet, "steps": STEPS, "runs": arguments.runs}
-    for make in (sdxl, sd3, flux):
-        report[make.__name__] = measure(make, negative, arguments.runs)
+    cases = {make.__name__: partial(shaped, make, negative) for make in (sdxl, sd3, flux)}
+    cases |= {name: partial(trained, name) for name in ("emoji-unet", "emoji-pixart")}
+    for name, make_case in cases.items():
+        report[name] = measure(make_case(), arguments.runs)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:
