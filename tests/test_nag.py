@@ -16,7 +16,7 @@ from tiny_text import with_text
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, Sigma, TGate, Timestep, attach, plan
+from whenwhere import NAG, NASA, VSF, DeepCache, DeltaDiT, GuidanceStop, Sigma, TGate, Timestep, attach, plan, zoo
 from whenwhere.clock import lay_out
 from whenwhere.guidance import Text, operator, report
 from whenwhere.guidance.network import network_of
@@ -486,6 +486,13 @@ def worded(name: str) -> dict:
     known = inspect.signature(type(build(name)).__call__).parameters
     encoded = [argument for argument in known if "prompt_embeds" in argument or "prompt_attention_mask" in argument]
     return {"prompt": "a b"} | dict.fromkeys(encoded)
+
+
+def test_a_prompt_is_no_longer_than_the_tokenizer_reads():
+    """PixArt's own default of 120 tokens is beyond small text encoders, with positions for fewer."""
+    pipe = zoo.load("emoji-pixart")
+    with attach(pipe, NAG(negative_prompt="red"), guidance=False) as attachment:
+        assert attachment.methods[0].text.embeds.shape[1] == pipe.tokenizer.model_max_length == 16
 
 
 def test_flux_encodes_with_both_encoders():

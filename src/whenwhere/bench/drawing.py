@@ -13,6 +13,7 @@ from ..anatomy import find
 from ..attach import Attachment, attach
 from ..families import FAMILIES
 from ..finding import denoiser_of
+from ..guidance.text import readable
 from ..method import Method
 
 
@@ -70,9 +71,8 @@ def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter], size: tuple[int,
     arguments: dict[str, Any] = {}
     if "use_resolution_binning" in takes and size is None:
         arguments["use_resolution_binning"] = False  # a model's own size needs no table of sizes; small ones have none
-    if "max_sequence_length" in takes and (tokenizer := getattr(pipe, "tokenizer", None)) is not None:
-        usual = takes["max_sequence_length"].default
-        arguments["max_sequence_length"] = min(usual, tokenizer.model_max_length)
+    if "max_sequence_length" in takes:
+        arguments["max_sequence_length"] = readable(pipe, takes["max_sequence_length"].default)
     if "clean_caption" in takes and find_spec("bs4") is None:
         arguments["clean_caption"] = False  # the pipeline would warn at every call, and leave captions as they are
     return arguments

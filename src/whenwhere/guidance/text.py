@@ -135,4 +135,12 @@ def _arguments(pipe: Any, prompts: list[str], encoder: int) -> dict[str, Any]:
     }
     if "text_encoder_index" in taken:
         defaults.pop("max_sequence_length", None)  # every encoder has its own
+    elif "max_sequence_length" in defaults:
+        defaults["max_sequence_length"] = readable(pipe, defaults["max_sequence_length"])
     return {name: value for name, value in (defaults | ours).items() if name in taken}
+
+
+def readable(pipe: Any, tokens: int) -> int:
+    """So many tokens of text, or as many as the pipeline's tokenizer for the longest text allows."""
+    tokenizers = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3"))
+    return min(tokens, max((t.model_max_length for t in tokenizers if t is not None), default=tokens))
