@@ -41,7 +41,8 @@ class Recipe:
     steps: int = 4
     noisiest: float = 0.4  # of the answers: all that a single step uses
     guidance: float = 3.0
-    reuse: int = 8
+    teacher_steps: int = 12
+    reuse: int = 12
     batch_size: int = 32
     learning_rate: float = 4e-4
     preview_every: float = 600.0  # seconds
@@ -106,6 +107,7 @@ def ask(teacher: DiffusionPipeline, recipe: Recipe, bfloat16: bool) -> GuidedTea
             steps=recipe.steps,
             noisiest=recipe.noisiest,
             guidance=recipe.guidance,
+            teacher_steps=recipe.teacher_steps,
             reuse=recipe.reuse,
             bfloat16=bfloat16,
         ),
