@@ -172,12 +172,17 @@ def test_a_picture_depends_on_its_own_prompt_and_seed(task):
     assert draw(pipe, ["red"], [0], 1, 1.0, size=(16, 24)).shape == (1, 3, 16, 24)
 
 
-def test_a_model_of_classes_takes_numbers():
+def test_a_model_of_classes_takes_numbers_and_labels():
     pipe = dit()
     pipe.set_progress_bar_config(disable=True)
-    assert draw(pipe, ["207"], [0], 2, 3.0).shape[:2] == (1, 3)
-    with pytest.raises(ValueError, match="class numbers, got 'dog'"):
+    picture = draw(pipe, ["207"], [0], 2, 3.0)
+    assert picture.shape[:2] == (1, 3)
+    with pytest.raises(ValueError, match="class numbers; got 'dog'"):
         draw(pipe, ["dog"], [0], 2, 3.0)
+    pipe.labels = {"golden retriever": 207, "tabby": 281}
+    assert torch.equal(draw(pipe, ["golden retriever"], [0], 2, 3.0), picture)
+    with pytest.raises(ValueError, match="numbers, or labels; the nearest is 'tabby'; got 'tab'"):
+        draw(pipe, ["tab"], [0], 2, 3.0)
     with pytest.raises(ValueError, match="takes no negative prompts"):
         draw(pipe, ["207"], [0], 2, 3.0, negative="8")
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,9 +41,9 @@ def draw(
     if "prompt" in takes:
         arguments["prompt"] = list(prompts)
     elif "class_labels" in takes:
-        arguments["class_labels"] = [_class_number(prompt) for prompt in prompts]
+        arguments["class_labels"] = [_class_number(prompt, getattr(pipe, "labels", {})) for prompt in prompts]
     else:
-        raise ValueError(f"{type(pipe).__name__} takes neither prompts nor class numbers.")
+        raise ValueError(f"{type(pipe).__name__} takes neither prompts nor classes.")
     if "guidance_scale" in takes:
         arguments["guidance_scale"] = guidance
     arguments |= _fitting(pipe, takes, size)
@@ -78,10 +79,15 @@ def _fitting(pipe: Any, takes: Mapping[str, inspect.Parameter], size: tuple[int,
     return arguments
 
 
-def _class_number(prompt: str) -> int:
-    if not prompt.strip().isdigit():
-        raise ValueError(f"this model draws classes: prompts are class numbers, got {prompt!r}.")
-    return int(prompt)
+def _class_number(prompt: str, labels: Mapping[str, int]) -> int:
+    """The class that a prompt names, by its number or by one of the pipeline's labels."""
+    if prompt.strip().isdigit():
+        return int(prompt)
+    if prompt in labels:
+        return labels[prompt]
+    near = get_close_matches(prompt, labels, n=1, cutoff=0.0)
+    known = f", or labels; the nearest is {near[0]!r}" if near else ""
+    raise ValueError(f"this model draws classes: prompts are class numbers{known}; got {prompt!r}.")
 
 
 def _require(pipe: Any, able: bool, what: str) -> None:

@@ -74,7 +74,7 @@ class Task:
 
     Attributes:
         model: the pipeline.
-        prompts, seeds: all their pairs are drawn. `DiTPipeline` takes class numbers as prompts.
+        prompts, seeds: all their pairs are drawn. `DiTPipeline` takes class numbers or labels as prompts.
         runs: measured runs of every pair and variant.
         steps: inference steps.
         guidance: guidance scale; at most 1 means none.

@@ -25,7 +25,7 @@ Prompts = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="PROMPT",
-        help="What is drawn meanwhile; class numbers for DiT.",
+        help="What is drawn meanwhile; classes for DiT, by number or label.",
         show_default="classes 0, 1, ..., or empty",
     ),
 ]
