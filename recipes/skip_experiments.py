@@ -313,6 +313,9 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
             for row in found["convergence"]
         ]
         out.append(("Convergence", rows))
+        for title, recovered in (("Validation loss by steps", False), ("Recovery: validation loss by steps", True)):
+            curves = validation_curves([row for row in found["convergence"] if row["start"] == recovered])
+            out += [(title, curves)] if curves else []
     if "smoothness" in found:
         hidden = ("survey", "of every pair")
         out.append(("Smoothness", [{k: v for k, v in row.items() if k not in hidden} for row in found["smoothness"]]))
@@ -320,6 +323,23 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
         if name in found:
             out.append((title, found[name]))
     return out
+
+
+def validation_curves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for every kind of run: at every step that all its seeds have, their mean and standard deviation."""
+    kinds: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        losses = {str(step): loss for step, loss in row["validation loss"].items()}
+        kinds.setdefault(re.sub(r"-\d+$", "", row["run"]), []).append(losses)
+    found = []
+    for name, curves in kinds.items():
+        line: dict[str, Any] = {"run": name, "seeds": len(curves)}
+        for step in curves[0]:
+            values = [curve[step] for curve in curves if step in curve]
+            spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+            line[step] = f"{fmean(values):.4f}{spread}" + (f" ({len(values)})" if len(values) < len(curves) else "")
+        found.append(line)
+    return found
 
 
 def last(values: dict[Any, Any]) -> Any:
