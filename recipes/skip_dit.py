@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers.models.embeddings import LabelEmbedding
 from emoji import add_speed, halve
 from PIL import Image
+from torch import nn
 
 from whenwhere.models import SkipDiTTransformer2DModel
 from whenwhere.models.patch_pca import PatchPCA
@@ -171,8 +173,16 @@ def export(run: ClassRun, pipeline: DiTPipeline, folder: Path) -> None:
     """Save the pipeline with the running mean as its weights, in half precision."""
     run.model.eval()
     with run.mean.held():
-        pipeline.to("cpu").save_pretrained(folder, safe_serialization=True)
+        forget_unused(pipeline.to("cpu").transformer, len(pipeline.labels))
+        pipeline.save_pretrained(folder, safe_serialization=True)
     halve(folder)
+
+
+def forget_unused(model: nn.Module, classes: int) -> None:
+    """Zeros for the classes that were never shown, so that files shrink when packed; the last row is that of none."""
+    for module in model.modules():
+        if isinstance(module, LabelEmbedding):
+            module.embedding_table.weight.data[classes:-1] = 0
 
 
 def draw(folder: Path, file: Path, classes: int = 48) -> None:
