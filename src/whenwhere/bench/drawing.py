@@ -24,10 +24,12 @@ def draw(
     seeds: Sequence[int],
     steps: int,
     guidance: float,
-    negative: str = "",
+    negative: str | Sequence[str] = "",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] on the CPU, picture i from prompt i and seed i alone.
+
+    A negative prompt is one for all, or one for each.
 
     Raises:
         ValueError: the pipeline makes no pictures, or cannot do what was asked.
@@ -49,7 +51,7 @@ def draw(
     arguments |= _fitting(pipe, takes, size)
     if negative:
         _require(pipe, "negative_prompt" in takes, "negative prompts")
-        arguments["negative_prompt"] = [negative] * len(prompts)
+        arguments["negative_prompt"] = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if size is not None:
         _require(pipe, "height" in takes, "a size")
         arguments |= {"height": size[0], "width": size[1]}
