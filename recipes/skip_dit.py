@@ -65,6 +65,7 @@ def main() -> None:
         steps=args.steps,
         batch_size=args.batch,
         learning_rate=args.learning_rate,
+        least_weight=args.least_weight,
         skips_first=args.skips_first,
         patience=args.patience,
         fusion_limit=args.fusion_limit,
@@ -100,6 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     add_speed(parser)
+    parser.add_argument("--least-weight", type=float, default=ClassTraining.least_weight, help="of noisy timesteps")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time")
     parser.add_argument("--validate", type=int, default=500, help="steps from one validation loss to the next")
     parser.add_argument("--snapshots", type=int, default=0, help="keep the mean of the weights every so many steps")

@@ -43,6 +43,7 @@ class ClassTraining:
     ema_decay: float = 0.999  # reached gradually; DiT's is 0.9999
     clip: float = 1.0  # largest norm of the gradient; DiT does not clip
     label_dropout: float = 0.1
+    least_weight: float = TrainConfig.least_weight  # of a timestep in the loss, where a velocity is predicted
     none: int = 1000  # the label of no class, as DiTPipeline has it
     fusion_limit: float = 0.0  # ours: the spectral norm above which fusions are penalised; 0 is no limit
     fusion_weight: float = 0.01  # of that penalty; infinity makes the limit hard, by scaling after every step
@@ -58,8 +59,6 @@ class ClassTraining:
 
 
 Observe = Callable[[ClassRun], None]
-
-_WEIGHTS = TrainConfig(budget=0)  # the weights of timesteps, where a velocity is predicted: as for the other models
 
 
 def train_classes(
@@ -143,7 +142,7 @@ def _advance(run: ClassRun, scheduler: DDPMScheduler, draw: DrawLabelled, config
     batch = draw(config.batch_size, generator)
     labels = drop_labels(batch.labels, config.label_dropout, config.none, generator)
     with precision(accelerator.device.type, config.bfloat16):
-        loss = _loss(run.wrapped, scheduler, LabelledBatch(batch.latents, labels), generator)
+        loss = _loss(run.wrapped, scheduler, LabelledBatch(batch.latents, labels), generator, config.least_weight)
         soft = config.fusion_limit and math.isfinite(config.fusion_weight)
         penalty = config.fusion_weight * fusion_penalty(run.model, config.fusion_limit) if soft else 0.0
         accelerator.backward(loss + penalty)
@@ -168,8 +167,9 @@ def _loss(
     scheduler: DDPMScheduler,
     batch: LabelledBatch,
     generator: torch.Generator,
+    least_weight: float = TrainConfig.least_weight,  # validation keeps it, so that its curves compare
 ) -> Tensor:
-    target = corrupt(batch.latents, scheduler, _WEIGHTS, generator)
+    target = corrupt(batch.latents, scheduler, TrainConfig(budget=0, least_weight=least_weight), generator)
     answer = model(target.noisy, target.timesteps, batch.labels).sample.float()
     if answer.shape[1] == 2 * batch.latents.shape[1]:
         kept = scheduler.alphas_cumprod.to(target.noisy.device)
