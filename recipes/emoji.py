@@ -18,7 +18,6 @@ from whenwhere.train.diffusion import Answer, Draw, TrainConfig, train, unet_ans
 from whenwhere.train.latents import drawer, encode
 from whenwhere.train.state import TrainState
 from whenwhere.train.words import learn_tokenizer
-from whenwhere.zoo.load import digests
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,11 @@ def learn_emoji(
     out: Path,
     answer: Answer = unet_answer,
 ) -> None:
-    """Train a pipeline's networks on the emoji and export it; prints the digests that the catalogue wants."""
+    """Train a pipeline's networks on the emoji and export it."""
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
     draw = read_batches(given, pipeline.vae, pipeline.tokenizer)
     train(state, noising, draw, config, out, answer=answer, watch=[Preview(pipeline, given.preview_every, out)])
     export(state, pipeline, out / "pipeline")
-    for name, value in digests(out / "pipeline").items():
-        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -25,7 +25,6 @@ from whenwhere.finding import denoiser_of
 from whenwhere.train.diffusion import DenoiserInput, Told, TrainConfig, learn, told_unet
 from whenwhere.train.distil import DistilConfig, GuidedTeacher
 from whenwhere.train.state import TrainState
-from whenwhere.zoo.load import digests
 
 READERS: dict[str, Callable[..., Told]] = {
     "StableDiffusionPipeline": told_unet,
@@ -82,8 +81,6 @@ def train_student(recipe: Recipe, args: argparse.Namespace) -> None:
     watch = [Preview(student, recipe.preview_every, args.out, steps=steps, guidance=1.0) for steps in (recipe.steps, 1)]
     learn(state, lessons, config, args.out, answer=answer, watch=watch)
     export(state, student, args.out / "pipeline")
-    for name, value in digests(args.out / "pipeline").items():
-        print(f'"{name}": "{value}",')  # as src/whenwhere/zoo/catalog.py wants them
 
 
 def begin(student: DiffusionPipeline, config: TrainConfig) -> TrainState:
