@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def folder(path: Path) -> Path:
 
 def draw_grid(pipeline: DiffusionPipeline, recipe: Recipe) -> Image.Image:
     """64 prompts, eight in a row, each picture three times enlarged over its prompt."""
-    prompts = " ".join(GRID.split()).split("; ")
+    prompts = " ".join(GRID.split()).split("; ") if reads_words(pipeline) else sorted(pipeline.labels)[::2][:64]
     pictures = draw(pipeline, prompts, recipe, seed=0)
     sheet = Image.new("RGB", (8 * 132, 8 * 128), "white")
     pen = ImageDraw.Draw(sheet)
@@ -113,34 +113,45 @@ def score(pipeline: DiffusionPipeline, recipe: Recipe) -> dict[str, object]:
     order = torch.randperm(len(split.training), generator=generator).tolist()
     training = [split.training[number] for number in order[: recipe.pictures]]
     recombined = split.recombined * recipe.repeats
+    if not reads_words(pipeline):  # a class has no style, so there is nothing to recombine
+        training, recombined = [replace(picture, style="") for picture in training], []
     features, judge = PictureFeatures(), Judge(load_heads(), SentenceFeatures(), sorted(labels))
     began = time.perf_counter()
     drawn = draw(pipeline, [prompt(picture) for picture in training], recipe, seed=1000)
     seconds = time.perf_counter() - began
     seen = features(drawn)
-    unseen = features(draw(pipeline, [prompt(picture) for picture in recombined], recipe, seed=5000))
     real = features(read_tiles(recipe.data, [split.training[number] for number in order]))
-    held = features(read_tiles(recipe.data, recombined[: len(split.recombined)]))
 
     def distance(one: Tensor, other: Tensor) -> dict[str, float]:
         mean, spread = kernel_distance(one, other, subset_size=recipe.subset_size, generator=generator)
         return {"mean": round(mean, 4), "spread": round(spread, 4)}
 
+    agreed = {"training prompts": agreement(judge, training, seen, real[: len(training)])}
+    if recombined:
+        unseen = features(draw(pipeline, [prompt(picture) for picture in recombined], recipe, seed=5000))
+        held = features(read_tiles(recipe.data, split.recombined))
+        agreed["recombined prompts"] = agreement(judge, recombined, unseen, held.repeat(recipe.repeats, 1))
     return {
         "seconds_per_picture": round(seconds / len(drawn), 3),
         "KID (EfficientNet-Lite0)": {
             "drawn against real": distance(real, seen),
             "real half against real half": distance(real[0::2], real[1::2]),
         },
-        "prompt alignment": {
-            "training prompts": agreement(judge, training, seen, real[: len(training)]),
-            "recombined prompts": agreement(judge, recombined, unseen, held.repeat(recipe.repeats, 1)),
-        },
+        "prompt alignment": agreed,
     }
 
 
+def reads_words(pipeline: DiffusionPipeline) -> bool:
+    """Whether prompts are free text; a model of classes knows its labels alone."""
+    return not hasattr(pipeline, "labels")
+
+
 def prompt(picture: Picture) -> str:
-    return f"{picture.label}, {picture.style} style"
+    return styled(picture.label, picture.style)
+
+
+def styled(label: str, style: str) -> str:
+    return f"{label}, {style} style" if style else label
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,7 @@ def found(judge: Judge, pictures: list[Picture], images: Tensor) -> float:
     right = 0
     for style in sorted({picture.style for picture in pictures}):
         rows = [number for number, picture in enumerate(pictures) if picture.style == style]
-        texts = judge.prompts([f"{label}, {style} style" for label in judge.labels])
+        texts = judge.prompts([styled(label, style) for label in judge.labels])
         guesses = (images[rows] @ texts.T).argmax(dim=1).tolist()
         right += sum(judge.labels[guess] == pictures[row].label for guess, row in zip(guesses, rows, strict=True))
     return right / len(pictures)
