@@ -12,13 +12,14 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from saved import make, make_pixart
 from tiny_models import dit
 
-from whenwhere import zoo
+from whenwhere import NAG, zoo
 from whenwhere.bench import drawing
 from whenwhere.bench.prompts import builtin_prompts
 from whenwhere.models.patch_pca import PatchPCA
 from whenwhere.zoo.load import assemble, check, digests, silence
 
 NAMES = zoo.names()
+STUDENTS = [name for name in NAMES if name.endswith("-lcm")]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,31 @@ def test_it_draws_its_built_in_prompts_repeatably(name):
     assert image.shape == (1, 3, 32, 32)
     assert torch.equal(drawing.draw(loaded, prompts[:1], [0], 2, 3.0), image)
     assert not torch.equal(drawing.draw(loaded, prompts[1:2], [0], 2, 3.0), image)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_draw_in_four_two_and_one_step_without_guidance(name):
+    student, teacher = zoo.load(name), zoo.load(name.removesuffix("-lcm"))
+    assert (zoo.entry(name).steps, zoo.entry(name).guidance) == (4, 1)
+    prompts = ["red apple, noto style", "penguin, flat style"]
+    aim = drawing.draw(teacher, prompts, [0, 1], 20, 3.0)
+    for steps, timesteps in ((4, [999, 749, 499, 249]), (2, [999, 499]), (1, [999])):
+        pictures = drawing.draw(student, prompts, [0, 1], steps, 1.0)  # refuses what is not finite
+        assert student.scheduler.timesteps.tolist() == timesteps
+    # From the same noise one step of the student comes nearer to where the guided teacher ends than one of its own.
+    fewer = drawing.draw(teacher, prompts, [0, 1], 1, 3.0)
+    assert (pictures - aim).square().mean() < (fewer - aim).square().mean()
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("steps", [4, 1])
+def test_nag_changes_what_students_draw_and_leaves_nothing_behind(name, steps):
+    student, prompts = zoo.load(name), ["apple, noto style"]
+    plain = drawing.draw(student, prompts, [0], steps, 1.0)
+    with drawing.attached(student, [NAG(scale=5, negative_prompt="red")], 1.0):
+        guided = drawing.draw(student, prompts, [0], steps, 1.0)
+    assert (guided - plain).abs().max() > 0.01
+    assert torch.equal(drawing.draw(student, prompts, [0], steps, 1.0), plain)
 
 
 @pytest.mark.parametrize(("make_one", "prompt"), [(make, "red"), (make_pixart, "red"), (dit, "3")])
