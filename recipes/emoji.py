@@ -1,6 +1,7 @@
 """What the recipes share: their options, the emoji and their split, the words, the noise, previews, the export."""
 
 import argparse
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,6 +164,15 @@ def export(state: TrainState, pipeline: DiffusionPipeline, folder: Path) -> None
     with state.mean.held():
         pipeline.save_pretrained(folder, safe_serialization=True)
     halve(folder)
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of saved configurations from where a network was loaded."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def halve(folder: Path) -> None:

@@ -49,6 +49,12 @@ def test_every_file_is_small_and_its_recipe_exists(name):
     assert (Path(__file__).parents[1] / zoo.entry(name).recipe).is_file()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_configuration_says_from_where_a_part_was_loaded(name):
+    for file in zoo.path(name).rglob("config.json"):
+        assert "_name_or_path" not in json.loads(file.read_text(encoding="utf-8")), file
+
+
 @pytest.mark.parametrize("function", [zoo.load, zoo.path, zoo.entry])
 def test_an_unknown_name_is_answered_with_the_nearest(function):
     with pytest.raises(ValueError, match="no model 'emoji-net'; did you mean 'emoji-unet'"):
