@@ -1,7 +1,7 @@
 """Negative prompts on the emoji models: what each way of giving them takes away and leaves, in 20, 4 and 1 steps.
 
 Pairs of prompt and negative text, and what is read from the pictures, are in `emoji_pairs.py`. Intervals are bootstraps
-over pairs. Rows that are in the output file already are not run again, but for the plain ones. Usage:
+over pairs. Rows that are in the output file already are not run again, but for those that new ones are compared with.
 
     python benchmarks/nag_emoji.py emoji-unet emoji-pixart --out docs/results/nag-emoji.json
     python benchmarks/nag_emoji.py --sheet docs/images/nag-emoji.png emoji-unet emoji-pixart
@@ -108,16 +108,20 @@ def run(args: argparse.Namespace) -> None:
     chosen, judge = pairs(args.pairs), Judge()
     for teacher in args.teachers:
         plain: dict[tuple[str, int], dict[str, dict[Case, float]]] = {}
+        new = [
+            c for c in cells(teacher) if json.dumps([asdict(c), len(chosen) * args.seeds], sort_keys=True) not in done
+        ]
+        wanting = {(cell.model, cell.steps) for cell in new}
         for cell in cells(teacher):
-            first = (cell.model, cell.steps) not in plain
-            if not first and json.dumps([asdict(cell), len(chosen) * args.seeds], sort_keys=True) in done:
+            group = cell.model, cell.steps
+            if cell not in new and (group not in wanting or group in plain):
                 continue
             pipe = open_model(cell.model, args.device, "float32").pipeline
             began = time.perf_counter()
             pictures = torch.stack([paint(pipe, cell, chosen, seed) for seed in range(args.seeds)], dim=1)
             seconds = time.perf_counter() - began
             columns = judge(chosen, pictures)
-            base = plain.setdefault((cell.model, cell.steps), columns)
+            base = plain.setdefault(group, columns)
             methods = parse(cell.method.format("'red'")) if cell.method else ()
             cost = plan(pipe, *methods, steps=cell.steps, guidance=cell.guidance > 1).cost
             assert cost is not None
