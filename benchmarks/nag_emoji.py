@@ -197,26 +197,32 @@ def show(args: argparse.Namespace) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line for every model, number of steps and setting."""
+    """Markdown: a line for every model, number of steps and setting, the plain one first."""
     lines = [
-        "| model, steps | setting | MACs | gone, kept, both | with the prompt | with the negative |",
-        "|---" * 6 + "|",
+        "| model, steps | setting | MACs | word: gone, kept, both | style | colour | both, of all |",
+        "|---" * 7 + "|",
     ]
-    for row in rows:
-        cell, found = row["cell"], row["all"]
-        scores = " | ".join(f"{found[name]['value']:.3f}" for name in ("prompt", "negative"))
-        macs = f"{row['MACs'] / 1e6:,.0f} M"
-        lines.append(f"| {cell['model']}, {cell['steps']} | {row['label']} | {macs} | {entry(found)} | {scores} |")
+    groups = list(dict.fromkeys((row["cell"]["model"], row["cell"]["steps"]) for row in rows))
+
+    def place(row: dict[str, Any]) -> tuple[int, bool]:
+        cell = row["cell"]
+        return groups.index((cell["model"], cell["steps"])), bool(cell["method"] or cell["negative"])
+
+    for row in sorted(rows, key=place):
+        kinds = " | ".join(shares(row[kind]) for kind in ("word", "style", "colour"))
+        model, macs = f"{row['cell']['model']}, {row['cell']['steps']}", f"{row['MACs'] / 1e6:,.0f} M"
+        lines.append(f"| {model} | {row['label']} | {macs} | {kinds} | {entry(row['all'])} |")
     return "\n".join(lines)
 
 
+def shares(found: dict[str, Any]) -> str:
+    return ", ".join(f"{found[name]['value']:.0%}" for name in ("gone", "kept", "both"))
+
+
 def entry(found: dict[str, Any]) -> str:
-    """Percentages; the interval behind the one that counts."""
-    gone, kept, both = (found[name] for name in ("gone", "kept", "both"))
-    return (
-        f"{gone['value']:.0%}, {kept['value']:.0%}, "
-        f"**{both['value']:.0%}** ({100 * both['low']:.0f} to {both['high']:.0%})"
-    )
+    """A share with its interval, in per cent."""
+    both = found["both"]
+    return f"**{both['value']:.0%}** ({100 * both['low']:.0f} to {both['high']:.0%})"
 
 
 if __name__ == "__main__":
