@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 _EMOJI = Path(__file__).with_name("emoji-prompts.txt")
-_BUILT_IN = dict.fromkeys(("emoji-pixart", "emoji-unet", "emoji-unet-lcm"), _EMOJI)
+_BUILT_IN = dict.fromkeys(("emoji-pixart", "emoji-pixart-lcm", "emoji-unet", "emoji-unet-lcm"), _EMOJI)
 
 
 def read_prompts(path: Path) -> list[str]:

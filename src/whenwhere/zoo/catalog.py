@@ -79,6 +79,19 @@ EMOJI_UNET_LCM = _emoji(
     },
 )
 
+EMOJI_PIXART_LCM = _emoji(
+    "emoji-pixart-lcm",
+    "PixArtAlphaPipeline",
+    "recipes/emoji_student.py",
+    steps=4,
+    guidance=1.0,
+    scores={
+        "alignment, training prompts": 0.426,
+        "alignment, recombined prompts": 0.321,
+        "KID (EfficientNet-Lite0)": 0.3264,
+    },
+)
+
 CATALOG: Mapping[str, Entry] = MappingProxyType(
-    {entry.name: entry for entry in (EMOJI_UNET, EMOJI_UNET_LCM, EMOJI_PIXART)}
+    {entry.name: entry for entry in (EMOJI_UNET, EMOJI_UNET_LCM, EMOJI_PIXART, EMOJI_PIXART_LCM)}
 )
