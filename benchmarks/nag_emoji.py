@@ -4,7 +4,7 @@ Pairs of prompt and negative text, and what is read from the pictures, are in `e
 over pairs. Rows that are in the output file already are not run again, but for those that new ones are compared with.
 
     python benchmarks/nag_emoji.py emoji-unet emoji-pixart --out docs/results/nag-emoji.json
-    python benchmarks/nag_emoji.py --sheet docs/images/nag-emoji.png emoji-unet emoji-pixart
+    python benchmarks/nag_emoji.py --sheet docs/images/nag-emoji.png emoji-unet
     python benchmarks/nag_emoji.py --table docs/results/nag-emoji.json
 """
 
