@@ -5,6 +5,9 @@ from pathlib import Path
 
 _EMOJI = Path(__file__).with_name("emoji-prompts.txt")
 _BUILT_IN = dict.fromkeys(("emoji-pixart", "emoji-pixart-lcm", "emoji-unet", "emoji-unet-lcm"), _EMOJI)
+_BUILT_IN |= dict.fromkeys(
+    ("emoji-dit", "emoji-skip-dit", "emoji-wide-dit"), Path(__file__).with_name("emoji-classes.txt")
+)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -92,6 +92,34 @@ EMOJI_PIXART_LCM = _emoji(
     },
 )
 
+# Of one size and training: a DiT, the same with long skips, and a wider one that costs what the skips cost.
+_CLASSES = (
+    _emoji(
+        "emoji-dit",
+        "DiTPipeline",
+        "recipes/skip_dit.py",
+        steps=20,
+        guidance=3.0,
+        scores={"alignment, training prompts": 0.201, "KID (EfficientNet-Lite0)": 0.9831},
+    ),
+    _emoji(
+        "emoji-skip-dit",
+        "DiTPipeline",
+        "recipes/skip_dit.py",
+        steps=20,
+        guidance=3.0,
+        scores={"alignment, training prompts": 0.22, "KID (EfficientNet-Lite0)": 0.9082},
+    ),
+    _emoji(
+        "emoji-wide-dit",
+        "DiTPipeline",
+        "recipes/skip_dit.py",
+        steps=20,
+        guidance=3.0,
+        scores={"alignment, training prompts": 0.222, "KID (EfficientNet-Lite0)": 0.936},
+    ),
+)
+
 CATALOG: Mapping[str, Entry] = MappingProxyType(
-    {entry.name: entry for entry in (EMOJI_UNET, EMOJI_UNET_LCM, EMOJI_PIXART, EMOJI_PIXART_LCM)}
+    {entry.name: entry for entry in (*_CLASSES, EMOJI_UNET, EMOJI_UNET_LCM, EMOJI_PIXART, EMOJI_PIXART_LCM)}
 )
