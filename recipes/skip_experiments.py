@@ -39,6 +39,7 @@ from whenwhere.train.data import read_pictures, read_tiles
 
 ZOO = ("dit", "skip", "wide")
 WINDOWS = ((1000, 0), (1000, 500), (500, 0), (950, 300), (900, 50), (800, 50), (700, 50))
+BESIDE = (13, 14, 15)  # steps of 20
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def quality(runs: dict[str, Path], size: Size) -> list[dict[str, Any]]:
 
 
 def timesteps(runs: dict[str, Path], size: Size) -> list[dict[str, Any]]:
-    """Skip-Cache in several windows of timesteps."""
+    """Skip-Cache in several windows of timesteps, and fewer steps of about their cost."""
     if "skip" not in runs:
         return []
     pipe = open_model(str(runs["skip"] / "pipeline"), "cpu", "float32").pipeline
@@ -204,6 +205,10 @@ def timesteps(runs: dict[str, Path], size: Size) -> list[dict[str, Any]]:
         variant = Variant((SkipCache(2, 1, start, stop),))
         row = compared(pipe, variant, pictures(pipe, size, variant), reference, real, size)
         found.append({"run": "skip", "window": f"{start}-{stop}"} | row)
+    for steps in BESIDE:
+        variant = Variant((FewerSteps(steps),))
+        row = compared(pipe, variant, pictures(pipe, size, variant), reference, real, size)
+        found.append({"run": "skip", "window": ""} | row)
     return found
 
 
