@@ -174,5 +174,7 @@ def test_another_schedule_is_refused():
         replace(method, threshold=method.threshold / 3, scale_shift=untrained("pixart-alpha"))
     with pytest.raises(ValueError, match="reuses nothing, so there is nothing to adjust; raise its threshold"):
         teach("pixart-alpha", build("pixart-alpha"), replace(method, threshold=0))
+    with pytest.raises(ValueError, match=r"generate\(-1\) did not run the pipeline; it must call the one"):
+        train_scale_shift(build("pixart-alpha"), method, lambda _: None)
     with pytest.raises(ValueError, match="generations must be at least 1"):
         teach("pixart-alpha", build("pixart-alpha"), method, generations=0)

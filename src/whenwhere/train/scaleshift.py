@@ -57,7 +57,7 @@ def train_scale_shift(
         That of the least validation error; the identity if nothing was better.
 
     Raises:
-        ValueError: a number below 1, a method that reuses nothing, or a generation that did not run to its end.
+        ValueError: a number below 1, a method that reuses nothing, or a `generate` that does not run the pipeline.
     """
     at_least(1, generations=generations, held_out=held_out, validate_every=validate_every, patience=patience)
     computed = method.table()
@@ -66,6 +66,8 @@ def train_scale_shift(
     seen = Seen(frozenset(computed))
     with attach(pipe, Observe(seen), **options):
         generate(-1)
+    if not seen.widths:
+        raise ValueError("generate(-1) did not run the pipeline; it must call the one that is given here.")
     found = ScaleShift(
         {path: seen.widths[path] for path, row in computed.items() if "." in row}, seen.timesteps, computed
     )
