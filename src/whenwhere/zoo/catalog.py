@@ -93,31 +93,20 @@ EMOJI_PIXART_LCM = _emoji(
 )
 
 # Of one size and training: a DiT, the same with long skips, and a wider one that costs what the skips cost.
-_CLASSES = (
+_CLASSES = tuple(
     _emoji(
-        "emoji-dit",
+        name,
         "DiTPipeline",
         "recipes/skip_dit.py",
         steps=20,
         guidance=3.0,
-        scores={"alignment, training prompts": 0.201, "KID (EfficientNet-Lite0)": 0.9831},
-    ),
-    _emoji(
-        "emoji-skip-dit",
-        "DiTPipeline",
-        "recipes/skip_dit.py",
-        steps=20,
-        guidance=3.0,
-        scores={"alignment, training prompts": 0.22, "KID (EfficientNet-Lite0)": 0.9082},
-    ),
-    _emoji(
-        "emoji-wide-dit",
-        "DiTPipeline",
-        "recipes/skip_dit.py",
-        steps=20,
-        guidance=3.0,
-        scores={"alignment, training prompts": 0.222, "KID (EfficientNet-Lite0)": 0.936},
-    ),
+        scores={"alignment, training prompts": alignment, "KID (EfficientNet-Lite0)": distance},
+    )
+    for name, alignment, distance in (
+        ("emoji-dit", 0.201, 0.9831),
+        ("emoji-skip-dit", 0.22, 0.9082),
+        ("emoji-wide-dit", 0.222, 0.936),
+    )
 )
 
 CATALOG: Mapping[str, Entry] = MappingProxyType(
