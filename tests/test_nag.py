@@ -323,19 +323,29 @@ def test_two_networks_of_different_shapes_are_refused():
 # -- whose rows ------------------------------------------------------------------------------------------------------
 
 
+def three_are_three_single_runs(name: str, method, guidance: bool):
+    """Three prompts with three negatives in a batch, and one by one."""
+    pipe = build(name)
+
+    def latents(negative: Text, **request) -> Tensor:
+        with attach(pipe, method(negative), guidance=guidance if "pixart" in name else None):
+            return run(name, pipe, steps=STEPS, guidance=guidance, **request)
+
+    together = latents(text(name, rows=3), prompts=3)
+    for i in range(3):
+        assert change(together[i : i + 1], latents(text(name, seed=i), seed=i)) < 1e-4
+
+
 @pytest.mark.parametrize("guidance", [True, False])
 @pytest.mark.parametrize("name", [*FEW, "sd-lcm", "latte", "flux-true-cfg", "sana", "wan"])
 def test_three_prompts_with_three_negatives_are_three_single_runs(name, guidance):
-    pipe = build(name)
+    three_are_three_single_runs(name, partial(nag, name), guidance)
 
-    def single(i: int) -> Tensor:
-        with attach(pipe, nag(name, text(name, seed=i)), guidance=guidance if "pixart" in name else None):
-            return run(name, pipe, steps=STEPS, seed=i, guidance=guidance)
 
-    with attach(pipe, nag(name, text(name, rows=3)), guidance=guidance if "pixart" in name else None):
-        together = run(name, pipe, steps=STEPS, prompts=3, guidance=guidance)
-    for i in range(3):
-        assert change(together[i : i + 1], single(i)) < 1e-4
+@pytest.mark.parametrize("name", ["sd", "pixart-alpha", "hunyuan-dit", "latte", "sana", "wan"])
+def test_three_prompts_of_vsf_are_three_single_runs(name):
+    """Wan's attention takes its mask as it comes, the others repeat it for their heads."""
+    three_are_three_single_runs(name, lambda negative: VSF(3.0, 0.1, negative_prompt_embeds=negative), guidance=False)
 
 
 def test_one_negative_serves_two_prompts_and_all_three_branches():

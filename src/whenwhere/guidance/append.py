@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ..decision import Call, Output, Slot
@@ -35,7 +36,9 @@ class Append(Guided):
             raise ValueError(f"{call.method} does not go with a picture beside the text; NAG and NASA do.")
         negative = spread(text[0], len(own))
         named["encoder_hidden_states"] = torch.cat([own, negative], 1)
-        named["attention_mask"] = self._mask(own, named.get("attention_mask"), negative, text[1])
+        mask = self._mask(own, named.get("attention_mask"), negative, text[1])
+        # `Attention` repeats a mask for its heads; other attention hands it on as it comes.
+        named["attention_mask"] = mask if isinstance(call.module, Attention) else mask[:, None]
         Tally.at(call, len(own))
         values = projections(call.module, "to_v", "to_kv")
         with tapped({module: self._tap(name, own.shape[1]) for name, module in values.items()}):
