@@ -242,6 +242,17 @@ def test_the_plan_is_the_schedule_of_every_unit():
         assert table.row(path) == drawn(0.4, changes=changes)
 
 
+def test_a_calibration_of_image_to_image_is_planned_like_any_other():
+    """A plan made beforehand cannot know that the scheduler lays out two steps more than are executed."""
+    pipe = build("sd-img2img")
+    method = BlockCaching(calibrated("sd-img2img", "layer"), math.inf)
+    assert method.measured.setting.skipped == 2
+    planned = whenwhere.plan(pipe, method, steps=4)
+    with attach(pipe, method) as attached:
+        run("sd-img2img", pipe, steps=STEPS)
+    assert attached.trace.rows == planned.rows
+
+
 def test_an_infinite_threshold_computes_the_first_step_only():
     pipe = build("dit")
     with attach(pipe, BlockCaching(calibrated("dit"), math.inf), guidance=True) as attachment:

@@ -28,7 +28,7 @@ class Setting:
     scheduler: str | None = None
     guidance: float | None = None
     size: tuple[int, ...] | None = None
-    skipped: int = 0
+    skipped: int | None = None
 
 
 class Method(ABC):
