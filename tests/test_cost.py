@@ -1,14 +1,17 @@
 """Costs: what is counted, in both conventions, and what a table adds up to."""
 
+import re
+
 import pytest
 import torch
 from fakes import TOWER, Every, Tower, doubling_pipeline
+from pipelines import build, run
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from whenwhere import GuidanceStop, attach
+from whenwhere import DeepCache, GuidanceStop, attach, plan
 from whenwhere.anatomy import walk
-from whenwhere.pricing.cost import Macs, count, measure, meta_twin
+from whenwhere.pricing.cost import Macs, NotPriced, count, measure, meta_twin
 
 PRODUCT = 3 * 4 * 5
 
@@ -79,3 +82,27 @@ def test_the_cost_of_a_table_is_a_sum_by_hand():
             cost = attachment.plan.cost
             assert (cost.macs.all, cost.baseline.all, cost.bytes) == (spent, 30, held)
             assert (counted, attachment.trace.held) == (cost.macs, held)
+
+
+def test_a_network_that_cannot_be_counted_is_carried_out_all_the_same():
+    """Its table says why there are no multiply-adds in it; some quantised layers are such."""
+
+    class Packed(nn.Linear):
+        def forward(self, tokens):
+            return torch.ops.packed.linear(tokens, self.weight)
+
+    pipe = build("sd")
+    with torch.library._scoped_library("packed", "DEF") as library:
+        library.define("linear(Tensor tokens, Tensor weight) -> Tensor")
+        library.impl("linear", nn.functional.linear, "CPU")
+        pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.__class__ = Packed
+        with attach(pipe, DeepCache(3)) as attached:
+            run("sd", pipe, steps=6)
+            trace, planned = attached.trace, plan(pipe, DeepCache(3), steps=6)
+    assert trace.row("mid_block") == planned.row("mid_block") == "#..#.."
+    assert trace.cost is planned.cost is None
+    assert trace.held > 0
+    reason = "the multiply-adds of UNet2DConditionModel cannot be counted: .*packed::linear"
+    assert re.search(reason, str(trace))
+    with pytest.raises(NotPriced, match=reason):
+        _ = planned.priced

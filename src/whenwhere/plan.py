@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from .decision import Compute
 from .method import Method
-from .pricing.cost import Cost, Macs, Unit, total
+from .pricing.cost import Cost, Macs, NotPriced, Unit, total
 from .site import Kind, Side, Site
 from .table import Column, lay
 
@@ -28,7 +28,7 @@ class Plan:
         sites: the rows, in the order of execution.
         rows: for every site one character per evaluation; a blank where the site is not reached.
         legend: what the characters mean.
-        cost: multiply-adds and bytes; `None` where the model could not be priced.
+        cost: multiply-adds and bytes; `None` where the model could not be priced, and a remark says why.
         held: the most bytes that the memory really held; `None` in a plan.
         remarks: what the methods say of it beyond the table.
         least: the cost where methods that decide while running save most; `None` in a trace, and where none does.
@@ -53,25 +53,37 @@ class Plan:
         methods: Sequence[Method],
         sites: Sequence[Site],
         columns: Sequence[Column],
-        units: Sequence[Unit] | None,
+        units: Sequence[Unit] | str,
         samples: int,
         held: int | None = None,
         notes: Sequence[Mapping[str, Any]] = (),
     ) -> Self:
-        """A plan from the columns of a table; with what one row costs at every site, also its cost."""
+        """A plan from the columns of a table, and from what one row costs at every site or why nobody knows."""
         rows = tuple("".join(_symbol(column, i) for column in columns) for i in range(len(sites)))
         legend = {Compute.symbol: Compute.name}
         for column in columns:
             for opinion in (opinion for opinions in column.opinions for opinion in opinions):
                 legend[opinion.decision.symbol] = opinion.decision.name
+        units, unknown = ([], units) if isinstance(units, str) else (units, "")
         cost = total(sites, units, columns, samples) if units else None
         told = notes or [{}] * len(methods)
         said = [m.remark(columns[0].step, note) for m, note in zip(methods, told, strict=True)] if columns else []
-        remarks = tuple(filter(None, said))
+        remarks = tuple(filter(None, [*said, unknown]))
         least, cheapest = None, [method.cheapest() for method in methods]
         if kind == "plan" and units and cheapest != list(methods):
             least = total(sites, units, lay(sites, cheapest, [column.step for column in columns]), samples)
         return cls(kind, model, tuple(map(repr, methods)), tuple(sites), rows, legend, cost, held, remarks, least)
+
+    @property
+    def priced(self) -> Cost:
+        """The cost.
+
+        Raises:
+            NotPriced: it is not known.
+        """
+        if self.cost is None:
+            raise NotPriced(self.remarks[-1] if self.remarks else "this table has no sites to price.")
+        return self.cost
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,7 @@ from .families import FAMILIES, PIPELINES
 from .finding import denoiser_of, modules_of
 from .method import Method, Setting
 from .plan import Plan
-from .pricing.cost import price
+from .pricing.cost import price_or_reason
 from .pricing.examples import example_of, example_of_control
 from .pricing.unit import Unit
 from .schedule import handover, noise_levels
@@ -70,7 +70,7 @@ class Planner:
         passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
         self._steps = _steps(steps, branches, passes, scheduler)
         self._handover = None if scheduler is None else handover(model, scheduler)
-        self._units: dict[tuple[Site, ...], list[Unit]] = {}  # of the sites that some methods ask about
+        self._units: dict[tuple[Site, ...], list[Unit] | str] = {}  # of the sites that some methods ask about
 
     def plan(self, *methods: Method) -> Plan:
         """What methods will do and cost.
@@ -86,7 +86,7 @@ class Planner:
         sites = tuple(modules)
         columns = lay(sites, ordered, self._steps, self._handover)
         if sites not in self._units:
-            self._units[sites] = price(modules, self._examples)
+            self._units[sites] = price_or_reason(modules, self._examples)
         model = type(self._denoiser).__name__
         return Plan.of("plan", model, ordered, sites, columns, self._units[sites], self._images)
 

@@ -116,11 +116,9 @@ def _treat(pipe: Any, name: str, evaluations: int, guided: bool, scheduler: Any)
             items = parse(_FITTED.get(name, f"{name}()"))
             label = write(items)
             attached = [item for item in items if isinstance(item, Method)]
-            made = plan(pipe, *attached, steps=evaluations, guidance=guided, scheduler=scheduler)
+            cost = plan(pipe, *attached, steps=evaluations, guidance=guided, scheduler=scheduler).priced
         except (ValueError, TypeError) as error:
             return Treatment(name, label, None, None, 0, _line(error))
-    assert made.cost is not None  # a pipeline's own denoiser is always priced
-    cost = made.cost
     papers = cost.baseline.papers / cost.macs.papers
     return Treatment(name, label, cost.ratio, papers, cost.bytes, "; ".join(_line(w.message) for w in caught))
 

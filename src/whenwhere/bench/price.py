@@ -78,15 +78,14 @@ def price(task: Task, variant: Variant, counting: bool = True) -> Price:
             _, counted = count(run, denoiser) if counting else (run(), None)
         plan = attachment.plan
         held = attachment.trace.held if variant.methods else 0
-    assert plan.cost is not None  # the run's own inputs priced it
     roles = declared_roles(pipe, find(denoiser, FAMILIES))
     declared = len(roles) if roles is not None else len(find(denoiser, FAMILIES).roles) if task.guidance > 1 else 1
     return Price(
         evaluations=watch.evaluations,
         branches=max(declared, plan.steps // watch.evaluations),
-        planned=plan.cost.macs,
+        planned=plan.priced.macs,
         counted=counted,
-        planned_bytes=plan.cost.bytes,
+        planned_bytes=plan.priced.bytes,
         held_bytes=held or 0,
         plan=plan if variant.methods else replace(plan, methods=()),
     )

@@ -111,8 +111,7 @@ def _run(task: Task, variant: Variant, prompt: str, seed: int) -> tuple[Tensor, 
         ):
             picture = draw_one(task, variant, prompt, seed)
     deciding = attachment is not None and any(method.adaptive for method in variant.methods)
-    cost = attachment.trace.cost if attachment is not None and deciding else None
-    return picture, stopwatch, cost.macs if cost is not None else None
+    return picture, stopwatch, attachment.trace.priced.macs if attachment is not None and deciding else None
 
 
 def _row(

@@ -105,9 +105,7 @@ class BlockCaching(Method):
 
         def ratio(threshold: float) -> float:
             method = cls(calibration, threshold, **fields)
-            cost = plan(model, method, steps=method.measured.setting.steps).cost
-            assert cost is not None
-            return cost.ratio
+            return plan(model, method, steps=method.measured.setting.steps).priced.ratio
 
         low, high = 0.0, sum(max(row) for row in zip(*cls(calibration).measured.changes.values(), strict=True)) + 1.0
         if not 1 < speedup <= ratio(high):

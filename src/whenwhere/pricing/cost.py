@@ -62,6 +62,10 @@ def meta_twin(model: nn.Module) -> nn.Module:
     return copied.eval()
 
 
+class NotPriced(ValueError):
+    """A network whose multiply-adds nobody can count, because it does not run on tensors without numbers."""
+
+
 def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any]) -> list[Unit]:
     """What one row costs at every site of a model.
 
@@ -69,6 +73,9 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
         model: the denoiser, on any device; its weights are not touched.
         sites: the sites to price, from `walk`.
         example: keyword arguments of one forward, tensors on the meta device; the first one has a row for every sample.
+
+    Raises:
+        NotPriced: an operation of the model is not known on the meta device, as of some that are quantised.
     """
     rows = next(iter(example.values())).shape[0]
     bare = next(model.parameters()).device.type == "meta" and not any("forward" in vars(m) for m in model.modules())
@@ -85,6 +92,9 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
     try:
         with torch.no_grad(), Counting() as counting:
             twin(**example)
+    except NotImplementedError as error:
+        reason = str(error).partition(". ")[0].replace("\n", " ")
+        raise NotPriced(f"the multiply-adds of {type(model).__name__} cannot be counted: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -110,6 +120,9 @@ def price(modules: Mapping[Site, nn.Module | None], examples: Mapping[Kind, Mapp
     Args:
         modules: the sites, each with its module; the denoiser is among them.
         examples: by `Kind.MODEL` and `Kind.CONTROL`, what `measure` needs of either.
+
+    Raises:
+        NotPriced: as `measure` does.
     """
     (denoiser,) = (module for site, module in modules.items() if module is not None and site.kind is Kind.MODEL)
     units = measure(denoiser, tuple(modules), examples[Kind.MODEL])
@@ -119,6 +132,16 @@ def price(modules: Mapping[Site, nn.Module | None], examples: Mapping[Kind, Mapp
         if module is not None and site.kind is Kind.CONTROL and Kind.CONTROL in examples:
             (units[i],) = measure(module, [Site(Kind.MODEL, "", 0, 1)], examples[Kind.CONTROL])
     return units
+
+
+def price_or_reason(
+    modules: Mapping[Site, nn.Module | None], examples: Mapping[Kind, Mapping[str, Any]]
+) -> list[Unit] | str:
+    """What `price` returns, or why it cannot."""
+    try:
+        return price(modules, examples)
+    except NotPriced as error:
+        return str(error)
 
 
 def _latent_bytes(model: Unit, example: Mapping[str, Any]) -> int:
