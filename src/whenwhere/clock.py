@@ -70,6 +70,23 @@ def lay_out(
     ]
 
 
+def place(timesteps: torch.Tensor, given: object) -> int | None:
+    """The number of a timestep among those that a scheduler laid out, read from where it lies in their memory.
+
+    That asks nothing of the device, while comparing numbers would wait for it.
+
+    Args:
+        timesteps: (T,), all of them.
+        given: what the scheduler was told; `None` comes back unless it is an element of theirs, not a copy.
+    """
+    if not isinstance(given, torch.Tensor) or "meta" in (given.device.type, timesteps.device.type):
+        return None
+    theirs, its = timesteps.untyped_storage(), given.untyped_storage()
+    if theirs.data_ptr() != its.data_ptr() or not its.nbytes() or not timesteps.stride(0):
+        return None
+    return (given.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0)
+
+
 class Clock:
     """Counts the steps of one scheduler by listening to it; restores it exactly when it stops."""
 
@@ -77,7 +94,7 @@ class Clock:
         self,
         scheduler: Scheduler,
         begin: Callable[[], None],
-        stepped: Callable[[int], None],
+        stepped: Callable[[int, object], None],
         move: Callable[..., Any] | None = None,
     ) -> None:
         """Listen to a scheduler.
@@ -85,7 +102,8 @@ class Clock:
         Args:
             scheduler: any object with `set_timesteps`, `step` and `timesteps`.
             begin: called when a new generation is laid out.
-            stepped: called before every `scheduler.step`, with the number of rows of the sample it moves.
+            stepped: called before every `scheduler.step`, with the number of rows of the sample it moves and the
+                timestep it is given.
             move: called in place of `scheduler.step`, with that function and the arguments of the call.
         """
         self.scheduler = scheduler
@@ -111,7 +129,7 @@ class Clock:
     def _listen_to_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
             sample = kwargs["sample"] if "sample" in kwargs else args[2]
-            self._stepped(sample.shape[0])
+            self._stepped(sample.shape[0], kwargs["timestep"] if "timestep" in kwargs else args[1])
             result = self._move(original, *args, **kwargs)
             self.index += 1
             return result

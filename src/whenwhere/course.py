@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Role
-from .clock import Clock, Scheduler
+from .clock import Clock, Scheduler, place
 from .decision import Output, map_tensors
 from .generation import Generation
 from .layout import argument_reader, declared_roles
 from .method import Method, Setting
-from .pricing.cost import price
+from .pricing.cost import price_or_reason
 from .pricing.unit import Unit
 from .schedule import executed, handover
 from .site import Kind, Site
@@ -60,14 +60,16 @@ class Course:
         self.present: Generation | None = None
         self.latest: Generation | None = None
         self._examples: dict[Kind, dict[str, Any]] = {}
-        self._units: list[Unit] = []  # what these examples cost; empty until somebody asks
+        self._units: list[Unit] | str = []  # what these examples cost; empty until somebody asks
         self._warned = False
         self._laid_out = False  # since the last call of the denoiser
+        self._timesteps = self._left = torch.empty(0)  # of the present generation; of one that another broke into
+        self._place: int | None = None  # of the last step among them, where it is known
         self._clock = Clock(scheduler, self._begin_anew, self._stepped, self._move)
 
-    def units(self) -> list[Unit]:
-        """What the sites cost, for one row of what the denoiser was called with."""
-        self._units = self._units or price(self._modules, self._examples)
+    def units(self) -> list[Unit] | str:
+        """What the sites cost, for one row of what the denoiser was called with; or why nobody knows."""
+        self._units = self._units or price_or_reason(self._modules, self._examples)
         return self._units
 
     def stop(self) -> None:
@@ -106,7 +108,7 @@ class Course:
         declared = declared_roles(self._pipe, self._anatomy)
         if self._guidance is not None:
             declared = self._anatomy.roles if self._guidance else (Role.CONDITIONAL,)
-        self._clock.index = 0
+        self._clock.index, self._timesteps, self._place = 0, self._scheduler.timesteps, None
         told = any(method.reads_timestep for method in self._methods)
         timesteps, sigmas = executed(self._pipe, self._scheduler, named.get("timestep"), told)
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
@@ -121,8 +123,9 @@ class Course:
         )
         return self.present
 
-    def _stepped(self, samples: int) -> None:
+    def _stepped(self, samples: int, timestep: object) -> None:
         """The scheduler is about to move."""
+        self._refuse_turns(timestep)
         generation = self.present
         if generation is None:
             if self._laid_out:
@@ -131,6 +134,27 @@ class Course:
         generation.stepped(samples)
         if self._sites[-1].kind is Kind.SCHEDULER:
             generation.traced.reached[-1] = True
+
+    def _refuse_turns(self, timestep: object) -> None:
+        """Refuse to serve two generations in turns: what one remembers would be handed to the other.
+
+        A timestep is known where it is an element of the scheduler's `timesteps`, as in every pipeline.
+
+        Raises:
+            RuntimeError: this step does not follow the one before.
+        """
+        if self.present is None:
+            return
+        now, before = place(self._timesteps, timestep), self._place
+        self._place = now
+        broken = len(self._left) and place(self._left, timestep) is not None
+        if broken or (None not in (now, before) and now != before + 1):  # type: ignore[operator]
+            self.abandon()
+            raise RuntimeError(
+                f"{type(self._scheduler).__name__}.step was called for a timestep that does not follow the one before: "
+                "two generations take turns, or one was begun anew without set_timesteps. An attachment carries one "
+                "generation at a time; finish it, or call set_timesteps before the next one begins."
+            )
 
     def _move(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
         """The scheduler moves the latents; after the last step, or an error, the generation is over."""
@@ -154,6 +178,8 @@ class Course:
 
     def _begin_anew(self) -> None:
         """The scheduler laid out its steps: a generation will begin with the first call of the denoiser."""
+        if self.present is not None:
+            self._left = self._timesteps
         self.abandon()
         self._laid_out = True
 

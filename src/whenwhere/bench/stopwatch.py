@@ -56,7 +56,7 @@ class Stopwatch:
     def _begin(self) -> None:
         self._laid = self._last = self._moment()
 
-    def _stepped(self, _samples: int) -> None:
+    def _stepped(self, _samples: int, _timestep: object) -> None:
         self.evaluations += 1
         self._last = self._moment()
 

@@ -113,7 +113,7 @@ def draw_all(task: "Task", variant: "Variant") -> "Tensor":
         progress(evaluations(pipe.scheduler, steps)) as advance,
         attached(pipe, variant.methods, task.guidance),
     ):
-        clock = Clock(pipe.scheduler, lambda: None, lambda _: advance("denoising"))
+        clock = Clock(pipe.scheduler, lambda: None, lambda *_: advance("denoising"))
         try:
             return draw(pipe, prompts, seeds, steps, task.guidance, variant.negative(task.negative), task.size)
         finally:
