@@ -129,6 +129,18 @@ def test_flux_costs_its_published_operations():
     assert 2 * cost("flux1-dev").products / TERA == pytest.approx(14.872, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "inner", "tokens"),
+    [("wan2.1-t2v-1.3b", 30, 1536, 8960, 21 * 30 * 52), ("wan2.1-t2v-14b", 40, 5120, 13824, 21 * 45 * 80)],
+)
+def test_the_blocks_of_wan_cost_what_one_counts_by_hand(name, layers, width, inner, tokens):
+    text = 512
+    block = tokens * (6 * width**2 + 2 * width * inner) + text * 2 * width**2
+    around = tokens * 2 * 64 * width + text * (4096 * width + width**2) + (256 + width + 6 * width) * width
+    assert cost(name).projections == layers * block + around
+    assert cost(name).products == layers * 2 * width * tokens * (tokens + text)
+
+
 # Published to the last parameter: equality.
 EXACT = {
     "sd15": 859_520_964,
@@ -136,6 +148,9 @@ EXACT = {
     "sdxl": 2_567_463_684,
     "svd-xt": 1_524_623_082,
     "pixart-sigma-1024": 610_856_096,
+    "playground-v2.5": 2_567_463_684,
+    "wan2.1-t2v-1.3b": 1_418_996_800,
+    "wan2.1-t2v-14b": 14_288_491_584,
     "sd3-medium": 2_028_328_000,  # 2.08 B where the table of 192 x 192 fixed positions is counted
     "flux1-dev": 11_901_408_320,
 }
@@ -152,12 +167,20 @@ def test_published_parameters_are_met_exactly(name):
     [
         ("pixart-alpha-1024", 0.61, 2),
         ("hunyuan-dit", 1.5, 1),
+        ("sana-1600m-1024", 1.604, 3),  # "1604M" in its paper
         ("ldm-4", 0.400, 2),  # "400M" in its paper
         ("latte", 1.06, 2),  # Skip-DiT's 1.094 B less its 14 skip layers of 2.66 M
     ],
 )
 def test_round_numbers_of_parameters_are_met(name, billions, places):
     assert round(parameters(name) / 1e9, places) == billions
+
+
+@pytest.mark.parametrize(("name", "billions"), [("sd3.5-medium", 2.5), ("sd3.5-large", 8.1)])
+def test_stable_diffusion_3_5_weighs_what_was_announced_with_its_fixed_positions(name, billions):
+    elements = sum(tensor.numel() for tensor in network(name).state_dict().values())
+    assert round(elements / 1e9, 1) == billions
+    assert name != "sd3.5-medium" or elements == 2_469_663_936  # of the published file
 
 
 def test_distilling_sdxl_added_only_the_projection_of_the_guidance_scale():
@@ -190,6 +213,12 @@ PIPELINES = {
     "hunyuan-dit": "HunyuanDiTPipeline",
     "latte": "LattePipeline",
     "sd3-medium": "StableDiffusion3Pipeline",
+    "sd3.5-medium": "StableDiffusion3Pipeline",
+    "sd3.5-large": "StableDiffusion3Pipeline",
+    "playground-v2.5": "StableDiffusionXLPipeline",
+    "sana-1600m-1024": "SanaPipeline",
+    "wan2.1-t2v-1.3b": "WanPipeline",
+    "wan2.1-t2v-14b": "WanPipeline",
     "flux1-dev": "FluxPipeline",
 }
 

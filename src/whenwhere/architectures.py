@@ -163,6 +163,40 @@ _DIT: Mapping[str, object] = {
     "norm_elementwise_affine": False,
 }
 
+_SD3: Mapping[str, object] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 192,
+}
+
+_SD3_INPUTS: Mapping[str, Input] = {
+    "hidden_states": Spec(("rows", 16, 128, 128)),
+    "encoder_hidden_states": Spec(("rows", 333, 4096)),  # 77 tokens of CLIP, then 256 of T5
+    "pooled_projections": Spec(("rows", 2048)),
+    "timestep": Spec(("rows",), torch.float32),
+}
+
+_WAN: Mapping[str, object] = {
+    "patch_size": (1, 2, 2),
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "eps": 1e-6,
+    "rope_max_seq_len": 1024,
+}
+
 # DiT-XL/2 with text: PixArt, and Latte with as many blocks again for time.
 # PixArt's rows are settled from the conversion scripts of diffusers.
 _DIT_WITH_TEXT: Mapping[str, object] = {
@@ -224,6 +258,16 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
             guided=True,
             steps=50,
             source="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0: unet/config.json",
+        ),
+        # "The current SDXL architecture" of https://playground.com/blog/playground-v2-5, trained and sampled otherwise.
+        Architecture(
+            name="playground-v2.5",
+            model="UNet2DConditionModel",
+            config=_SDXL,
+            inputs=_SDXL_INPUTS,
+            guided=True,
+            steps=50,
+            source="https://huggingface.co/playgroundai/playground-v2.5-1024px-aesthetic: unet/config.json",
         ),
         # The class-conditional model of the DeepCache tables; a class is a text of one token. Settled from the
         # authors' configuration (cin256-v2.yaml), since diffusers publishes no copy; one head at every level.
@@ -422,28 +466,92 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
         Architecture(
             name="sd3-medium",
             model="SD3Transformer2DModel",
-            config={
-                "sample_size": 128,
-                "patch_size": 2,
-                "in_channels": 16,
-                "num_layers": 24,
-                "attention_head_dim": 64,
-                "num_attention_heads": 24,
-                "joint_attention_dim": 4096,
-                "caption_projection_dim": 1536,
-                "pooled_projection_dim": 2048,
-                "out_channels": 16,
-                "pos_embed_max_size": 192,
-            },
-            inputs={
-                "hidden_states": Spec(("rows", 16, 128, 128)),
-                "encoder_hidden_states": Spec(("rows", 333, 4096)),  # 77 tokens of CLIP, then 256 of T5
-                "pooled_projections": Spec(("rows", 2048)),
-                "timestep": Spec(("rows",), torch.float32),
-            },
+            config=_SD3,
+            inputs=_SD3_INPUTS,
             guided=True,
             steps=28,
             source="https://huggingface.co/stabilityai/stable-diffusion-3-medium-diffusers: transformer/config.json",
+        ),
+        # With a second attention, over the image tokens alone, in its first thirteen blocks.
+        Architecture(
+            name="sd3.5-medium",
+            model="SD3Transformer2DModel",
+            config={
+                **_SD3,
+                "pos_embed_max_size": 384,
+                "qk_norm": "rms_norm",
+                "dual_attention_layers": tuple(range(13)),
+            },
+            inputs=_SD3_INPUTS,
+            guided=True,
+            steps=28,
+            source="https://huggingface.co/stabilityai/stable-diffusion-3.5-medium: transformer/config.json",
+        ),
+        Architecture(
+            name="sd3.5-large",
+            model="SD3Transformer2DModel",
+            config={
+                **_SD3,
+                "num_layers": 38,
+                "num_attention_heads": 38,
+                "caption_projection_dim": 2432,
+                "qk_norm": "rms_norm",
+            },
+            inputs=_SD3_INPUTS,
+            guided=True,
+            steps=28,
+            source="https://huggingface.co/stabilityai/stable-diffusion-3.5-large: transformer/config.json",
+        ),
+        # Settled from diffusers' defaults and conversion script, which are those of this model.
+        Architecture(
+            name="sana-1600m-1024",
+            model="SanaTransformer2DModel",
+            config={
+                "in_channels": 32,
+                "out_channels": 32,
+                "num_attention_heads": 70,
+                "attention_head_dim": 32,
+                "num_layers": 20,
+                "num_cross_attention_heads": 20,
+                "cross_attention_head_dim": 112,
+                "cross_attention_dim": 2240,
+                "caption_channels": 2304,
+                "mlp_ratio": 2.5,
+                "attention_bias": False,
+                "sample_size": 32,
+                "patch_size": 1,
+                "norm_elementwise_affine": False,
+                "norm_eps": 1e-6,
+            },
+            inputs={
+                "hidden_states": Spec(("rows", 32, 32, 32)),
+                "encoder_hidden_states": Spec(("rows", 300, 2304)),
+                "encoder_attention_mask": Spec(("rows", 300), torch.int64),
+                "timestep": _INTEGER_ROWS,
+            },
+            guided=True,
+            steps=20,
+            source="https://huggingface.co/Efficient-Large-Model/Sana_1600M_1024px_diffusers: transformer/config.json",
+        ),
+        # Videos of 81 frames at the larger of the sizes that the model card gives: 480 x 832 and 720 x 1280 pixels.
+        *(
+            Architecture(
+                name=f"wan2.1-t2v-{size}",
+                model="WanTransformer3DModel",
+                config={**_WAN, "num_attention_heads": heads, "ffn_dim": width, "num_layers": layers},
+                inputs={
+                    "hidden_states": Spec(("rows", 16, 21, *picture)),
+                    "encoder_hidden_states": Spec(("rows", 512, 4096)),
+                    "timestep": _INTEGER_ROWS,
+                },
+                guided=True,
+                steps=50,
+                source=f"https://huggingface.co/Wan-AI/Wan2.1-T2V-{size.upper()}-Diffusers: transformer/config.json",
+            )
+            for size, heads, width, layers, picture in (
+                ("1.3b", 12, 8960, 30, (60, 104)),
+                ("14b", 40, 13824, 40, (90, 160)),
+            )
         ),
         # Distilled: the guidance scale is an argument, and one row is one image.
         Architecture(
