@@ -3,13 +3,15 @@
 import re
 from functools import cache
 
+import naive
 import pytest
 import torch
-from diffusers.models.attention import AttentionModuleMixin, FeedForward
+from diffusers.models.attention import AttentionModuleMixin, BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from pipelines import CASES, build, run
+from tiny_models import UNET, WIDTH, randomised, sd
 
-from whenwhere import architectures
+from whenwhere import TGate, architectures, attach
 from whenwhere.anatomy import find, walk
 from whenwhere.families import FAMILIES
 from whenwhere.finding import denoiser_of
@@ -116,3 +118,41 @@ def test_the_residual_that_a_decoder_layer_pops_is_the_one_of_its_depth():
     for k, tensor in pushed.items():
         tensor = tensor if isinstance(tensor, torch.Tensor) else tensor[0]
         assert torch.equal(popped[k][:, -tensor.shape[1] :], tensor), k
+
+
+def unet_of_text_alone():
+    """Both attentions of the outer blocks attend to the text; diffusers leaves the middle as it is."""
+    return sd(config=UNET | {"only_cross_attention": True})
+
+
+def unet_with_a_block_without_text():
+    """Both attentions of the middle block are self-attention, and it is given no text, as motion modules are not."""
+    pipe = sd()
+    plain = randomised(BasicTransformerBlock(16, 2, 8, cross_attention_dim=WIDTH, double_self_attention=True))
+    plain.register_forward_pre_hook(lambda _, args, kw: (args, kw | {"encoder_hidden_states": None}), with_kwargs=True)
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0] = plain
+    return pipe
+
+
+@pytest.mark.parametrize(("made", "own"), [(sd, 4), (unet_of_text_alone, 1), (unet_with_a_block_without_text, 5)])
+def test_attention_is_classed_by_whether_it_is_given_the_text_and_not_by_its_name(made, own):
+    unet = made().unet
+    sites = {s: m for s, m in walk(unet, find(unet, FAMILIES)).items() if s.kind in ATTENTION}
+    given = {}
+    for site, module in sites.items():
+        note = lambda _, __, kw, site=site: given.update({site: kw["encoder_hidden_states"] is not None})  # noqa: E731
+        module.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad():
+        unet(torch.randn(1, 4, 16, 16), 1, torch.randn(1, 6, WIDTH))
+    assert {s: s.kind for s in sites} == {
+        s: Kind.CROSS_ATTENTION if text else Kind.SELF_ATTENTION for s, text in given.items()
+    }
+    assert [len(sites), list(given.values()).count(False)] == [8, own]
+
+
+@pytest.mark.parametrize("made", [unet_of_text_alone, unet_with_a_block_without_text])
+def test_t_gate_freezes_what_is_given_the_text_whatever_it_is_called(made):
+    pipe = made()
+    expected = naive.tgate(pipe.unet, naive.opening("sd", pipe), naive.Gate(4, k=3, w=0))
+    with attach(pipe, TGate(4, sp_interval=3, warm_up=0)):
+        assert naive.distance(run("sd", pipe), expected) <= 1e-6

@@ -11,6 +11,7 @@ from enum import Enum, StrEnum
 
 from torch import nn
 
+from .ladder import mark_carriers, mirrored
 from .site import Kind, Side, Site
 
 
@@ -99,7 +100,7 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     if not any(part.kind is Kind.MODEL and part.path == "" for part in anatomy.parts):
         raise ValueError(f'the anatomy {anatomy.model!r} lacks the model itself: it needs a row Part(Kind.MODEL, "").')
     found = [
-        (_moment(path, anatomy.sequence), path, part, module)
+        (_moment(path, anatomy.sequence), path, _as_told(part, module), module)
         for path, module in model.named_modules()
         for part in anatomy.parts
         if _matches(part.path, path)
@@ -118,8 +119,19 @@ def walk(model: nn.Module, anatomy: Anatomy) -> dict[Site, nn.Module]:
     sites = _number_blocks(sites, anatomy.sequence)
     joined = {site.block for site in sites if site.kind is Kind.PROJECTION}
     sites = [replace(site, parallel=site.kind is not Kind.BLOCK and site.block in joined) for site in sites]
-    sites = _mark_carriers([_mirrored(site) for site in sites] if anatomy.mirrored else sites)
+    sites = mark_carriers([mirrored(site) for site in sites] if anatomy.mirrored else sites)
     return dict(zip(sites, (module for *_, module in found), strict=True))
+
+
+# What a module that says whether it attends to a text is; blocks may do so in both their attentions, or in neither.
+_TOLD: dict[object, Kind] = {True: Kind.CROSS_ATTENTION, False: Kind.SELF_ATTENTION}
+
+
+def _as_told(part: Part, module: nn.Module) -> Part:
+    """A row of attention, with the role that the module itself tells where it does (diffusers' `Attention`)."""
+    if part.kind not in _TOLD.values():
+        return part
+    return replace(part, kind=_TOLD.get(getattr(module, "is_cross_attention", None), part.kind))
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -156,26 +168,6 @@ def _ladder(parts: list[tuple[str, Part]]) -> list[tuple[int | None, Side | None
             within = [d for d, (p, _) in zip(depths, parts, strict=True) if d is not None and p.startswith(path + ".")]
             depths[i] = min(within, default=None)
     return [(depth, part.side) for depth, (_, part) in zip(depths, parts, strict=True)]
-
-
-def _mirrored(site: Site) -> Site:
-    """A block on the ladder of long skips: i and L-1-i share rung min(i, L-1-i); the two deepest are the middle."""
-    if site.kind is not Kind.BLOCK or site.block is None:
-        return site
-    depth = min(site.block, site.blocks - 1 - site.block)
-    middle = depth == (site.blocks - 1) // 2
-    side = Side.MIDDLE if middle else Side.ENCODER if site.block == depth else Side.DECODER
-    return replace(site, depth=depth, side=side)
-
-
-def _mark_carriers(sites: list[Site]) -> list[Site]:
-    """Mark, for each kind, the last site of every rung on the way up: the next rung receives what it puts out."""
-    last: Mapping[tuple[Kind, int], int] = {
-        (site.kind, site.depth): i
-        for i, site in enumerate(sites)
-        if site.depth is not None and site.side is not Side.ENCODER
-    }
-    return [replace(site, carries=True) if i in last.values() else site for i, site in enumerate(sites)]
 
 
 def _number_blocks(sites: list[Site], sequence: tuple[tuple[str, ...], ...]) -> list[Site]:
