@@ -16,9 +16,14 @@ from torch import Tensor, nn
 
 import whenwhere
 from whenwhere import FORA, Method, ToCa, attach
+from whenwhere.anatomy import find, walk
+from whenwhere.bench.forms import forms
 from whenwhere.clock import Step
 from whenwhere.decision import Compute, Decision, Reuse, whole
-from whenwhere.decisions.freshness import SCHEDULES, Schedule
+from whenwhere.decisions.freshness import SCHEDULES
+from whenwhere.expression import parse
+from whenwhere.families import FAMILIES
+from whenwhere.methods.toca import Schedule
 from whenwhere.pricing.cost import Macs, count
 from whenwhere.site import Kind, Site
 
@@ -42,6 +47,42 @@ def test_as_many_steps_are_full_as_in_the_authors_code(schedule, steps, interval
 
 def test_the_full_steps_of_pixart_are_those_of_the_authors_code():
     assert ToCa(3, **PIXART).full_steps(20) == (0, 6, 9, 12, 15, 18)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "interval", "full"),
+    [
+        # At s = 15 of 20, 2 / (1.4 - 0.8 * 15 / 20) = 2.5 goes to 2, which 15 is not divisible by.
+        ("dit-ddim", 20, 2, (0, 1, 5, 7, 9, 11, 13, 15, 17, 19)),
+        ("dit-ddim", 4, 2, (0, 1, 3)),  # at s = 3 of 4, the same
+        ("pixart", 11, 6, (0,)),  # at s = 0, 6 / 0.8 = 7.5 goes to 8, and 8 / 11 asks for 6 / 1.09 -> 5
+    ],
+)
+def test_halves_go_to_the_even_number(schedule, steps, interval, full):
+    assert ToCa(interval, schedule=schedule).full_steps(steps) == full
+
+
+def rounded(over: int, under: int) -> int:
+    """Half to even, in whole numbers."""
+    whole, rest = divmod(over, under)
+    return whole + (2 * rest > under or (2 * rest == under and whole % 2))
+
+
+@pytest.mark.parametrize("interval", range(2, 13))
+def test_full_steps_follow_from_whole_numbers_alone(interval):
+    """The rules of DiT and PixArt times 5 T, so that nothing is rounded but the distance itself."""
+    for steps in range(1, 61):
+        dit, pixart, n, m = [], [], interval, interval
+        for s in reversed(range(steps)):
+            if s == steps - 1 or s % n == 0:
+                n = 2 if steps <= 5 * s < 2 * steps else max(1, rounded(5 * interval * steps, 7 * steps - 4 * s))
+                dit += [steps - 1 - s] if s == steps - 1 or s % n == 0 else []
+        for s in range(steps):
+            if s == 0 or s % m == 0:
+                m = max(1, rounded(5 * interval * steps, 4 * steps + 2 * s))
+                pixart += [s] if s % m == 0 else []
+        assert ToCa(interval).full_steps(steps) == tuple(dit)
+        assert ToCa(interval, schedule="pixart").full_steps(steps) == tuple(pixart)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 250])
@@ -534,6 +575,80 @@ def test_flux_costs_what_the_authors_count(method, partial, operations):
 def test_a_field_out_of_range_is_refused(fields, error, words):
     with pytest.raises(error, match=words):
         ToCa(**fields)
+
+
+PLAIN = {
+    "counts_down": False,
+    "steps": 0.0,
+    "blocks": 0.0,
+    "cross": 0.0,
+    "mlp": 1.0,
+    "cycle": 0.0,
+    "window": (),
+    "bonus": 0.0,
+    "cell": 1,
+    "shared": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"counts_down": "down"}, TypeError, "counts_down must be True or False, got 'down'"),
+        ({"shared": 1}, TypeError, "shared must be True or False, got 1"),
+        ({"steps": float("inf")}, ValueError, "steps must be finite, got inf"),
+        ({"blocks": "0.4"}, TypeError, "blocks must be a number, got '0.4'"),
+        ({"cross": -0.1}, ValueError, "cross must be at least 0 and finite, got -0.1"),
+        ({"mlp": float("nan")}, ValueError, "mlp must be at least 0 and finite, got nan"),
+        ({"parallel": -1}, ValueError, "parallel must be at least 0"),
+        ({"bonus": -1}, ValueError, "bonus must be at least 0 and finite, got -1"),
+        ({"cycle": 2.0}, ValueError, "cycle must be above -1 and below 1, got 2.0"),
+        ({"cycle": -1}, ValueError, "cycle must be above -1"),
+        ({"cycle": True}, TypeError, "cycle must be a number, got True"),
+        ({"window": (0.2,)}, ValueError, r"window must be \(start, end\) with start < end, .* got \(0.2,\)"),
+        ({"window": (0.4, 0.2)}, ValueError, r"with start < end, or empty for none, got \(0.4, 0.2\)"),
+        ({"window": (2.0, 3.0)}, ValueError, r"window\[0\] must be in \[0, 1\], got 2.0"),
+        ({"cell": 0}, ValueError, "cell must be at least 1, got 0"),
+        ({"cell": 2.0}, TypeError, "cell must be a whole number, got 2.0"),
+        ({"warm_up": 0}, ValueError, "warm_up must be at least 1, got 0"),
+        ({"last": -1}, ValueError, "last must be at least 0"),
+    ],
+    ids=str,
+)
+def test_a_schedule_out_of_range_is_refused(fields, error, words):
+    with pytest.raises(error, match=words):
+        Schedule(**PLAIN | fields)
+
+
+def test_the_bounds_of_a_schedule_are_allowed():
+    fixed = Schedule(**PLAIN | {"cycle": 0.999, "window": [0, 1], "cell": 1, "warm_up": 1, "bonus": 0})
+    assert fixed.window == (0, 1)
+    assert ToCa(3, schedule=fixed).full_steps(6) == (0, 2, 4)
+
+
+# -- published settings -----------------------------------------------------------------------------------------------
+
+
+def test_the_published_settings_are_those_of_the_authors():
+    assert ToCa.published("dit-ddim") == ToCa() == ToCa(3, 0.07, "attention", 0.25, "dit-ddim")
+    assert ToCa.published("dit-ddpm") == ToCa(4, 0.07, "attention", 0.25, "dit-ddpm")
+    assert ToCa.published("pixart") == ToCa(3, 0.3, "cross_attention", 0.25, "pixart")
+    assert ToCa.published("flux") == ToCa(4, 0.1, "attention", 0.25, "flux")
+    with pytest.raises(ValueError, match="schedule must be one of 'dit-ddim', 'dit-ddpm', 'pixart', 'flux'; got 'sd'"):
+        ToCa.published("sd")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "schedule"),
+    [("dit", 50, "dit-ddim"), ("dit", 250, "dit-ddpm"), ("pixart-alpha", 20, "pixart"), ("flux", 50, "flux")],
+)
+def test_tuning_starts_with_the_published_setting_of_the_family(name, steps, schedule):
+    pipe = build(name)
+    kinds = {site.kind for site in walk(pipe.transformer, find(pipe.transformer, FAMILIES))}
+    (form,) = (form for form in forms(steps, 0, 4, {}, "", kinds) if form.name == "ToCa")
+    (method,) = parse(form.write(dict(form.start)))
+    assert method == ToCa.published(schedule)
+    assert whenwhere.plan(pipe, method, steps=steps).cost.ratio > 1  # it is accepted
 
 
 @pytest.mark.parametrize("name", ["sd", "svd", "hunyuan-dit", "latte", "sd3", "sd35"])

@@ -1,8 +1,11 @@
 """Forms: what can be tuned, as data. Every method with its knobs, their ranges, and what was published."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from ..methods import ToCa
+from ..site import Kind
 
 Value: TypeAlias = int | float
 Values: TypeAlias = dict[str, Value]
@@ -73,7 +76,14 @@ class Form:
         return {knob.name: knob.low for knob in self.knobs}
 
 
-def forms(steps: int, rungs: int, blocks: int, schedules: Mapping[int, Sequence[int]], calibration: str) -> list[Form]:
+def forms(
+    steps: int,
+    rungs: int,
+    blocks: int,
+    schedules: Mapping[int, Sequence[int]],
+    calibration: str,
+    kinds: Collection[Kind] = (),
+) -> list[Form]:
     """All forms for so many evaluations; which of them fit a model is found by planning them.
 
     Args:
@@ -82,6 +92,7 @@ def forms(steps: int, rungs: int, blocks: int, schedules: Mapping[int, Sequence[
         blocks: transformer blocks.
         schedules: of least drift, by number of full steps; empty where nothing was measured.
         calibration: the file of what was measured, for Block Caching; empty for none.
+        kinds: of all sites: for which of its families ToCa's settings are.
     """
     gate = Whole("gate", 1, max(1, steps - 1))
     every = Whole("interval", 2, max(2, min(10, steps // 2)))
@@ -101,6 +112,7 @@ def forms(steps: int, rungs: int, blocks: int, schedules: Mapping[int, Sequence[
         found += _of_networks_with_skips(gate, every, branch, full, schedules)
     if blocks:
         found += _of_transformers(gate, every, steps, blocks)
+        found.append(_toca(every, steps, kinds))
     if calibration:
         threshold = Real("threshold", 0.01, 20.0)
         text = f"blockcaching(calibration={calibration!r},threshold={{threshold}})"
@@ -136,13 +148,16 @@ def _of_transformers(gate: Whole, every: Whole, steps: int, blocks: int) -> Iter
         {"interval": 2},
         "blocks",
     )
-    # A share of tokens in hundredths, which reads better than a number with seventeen digits.
-    yield Form(
-        "ToCa",
-        "toca(interval={interval},fresh_ratio=0.{share:02d})",
-        (every, Whole("share", 2, 50)),
-        {"share": 10},
-        "interval",
-    )
     both = "tgate(gate_step={gate},sp_interval=1,warm_up=0)+fora(interval={interval},branches=('mlp','self-attention'))"
     yield Form("T-GATE + FORA", both, (gate, every), {"interval": 3}, "gate", False)
+
+
+def _toca(every: Whole, steps: int, kinds: Collection[Kind]) -> Form:
+    """ToCa as its authors set it for a model's family; for DiT by the number of steps, of which they ran 50 and 250."""
+    own = "flux" if Kind.JOINT_ATTENTION in kinds else "pixart" if Kind.CROSS_ATTENTION in kinds else ""
+    method = ToCa.published(own or ("dit-ddpm" if steps >= 150 else "dit-ddim"))
+    # A share of tokens in hundredths, which reads better than a number with seventeen digits.
+    fixed = f"score={method.score!r},schedule={method.schedule!r}"
+    start = {"interval": method.interval, "share": round(100 * method.fresh_ratio)}
+    text = "toca(interval={interval},fresh_ratio=0.{share:02d}," + fixed + ")"
+    return Form("ToCa", text, (every, Whole("share", 2, 50)), start, "interval")

@@ -105,7 +105,7 @@ def open_forms(studio: Studio, calibration: Path) -> list[Form]:
     measured.save(calibration)
     changes = mean_changes(measured)
     schedules = {count: least_drift(changes, count) for count in range(1, len(changes) + 1)}
-    return forms(len(changes), rungs, blocks, schedules, str(calibration))
+    return forms(len(changes), rungs, blocks, schedules, str(calibration), {site.kind for site in sites})
 
 
 def _find(

@@ -8,9 +8,9 @@ clearly, that were left alone for long, and that are the best of their neighbour
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeAlias
 
 from torch import nn
 
@@ -22,6 +22,10 @@ from ..method import Method, Setting
 from ..ranges import at_least, one_of
 from ..site import TOGETHER, Kind, Site
 
+__all__ = ["Schedule", "ToCa"]
+
+Score: TypeAlias = Literal["attention", "cross_attention", "key_norm", "value_norm", "norm", "random"]
+
 SOURCES = {  # of the score: the kind of attention whose projections tell it; the others need none
     "attention": Kind.SELF_ATTENTION,
     "key_norm": Kind.SELF_ATTENTION,
@@ -31,15 +35,25 @@ SOURCES = {  # of the score: the kind of attention whose projections tell it; th
     "random": None,
 }
 
+# Interval, share and score that the authors ran with each of their schedules.
+_PUBLISHED: Mapping[str, tuple[int, float, Score]] = {
+    "dit-ddim": (3, 0.07, "attention"),
+    "dit-ddpm": (4, 0.07, "attention"),
+    "pixart": (3, 0.3, "cross_attention"),
+    "flux": (4, 0.1, "attention"),
+}
+
 
 @dataclass(frozen=True)
 class ToCa(Method):
-    """ToCa: for DiT, for PixArt with `score="cross_attention", schedule="pixart"`, for Flux with `schedule="flux"`.
+    """ToCa.
+
+    The defaults are those for DiT; `ToCa.published("pixart")` and `ToCa.published("flux")` are those for the others,
+    where interval, share and score differ too.
 
     Attributes:
         interval: N, at least 1: about every N-th step is full; 1 is the plain run.
         fresh_ratio: in [0, 1]: the share of tokens that is refreshed, before the factors of the schedule; 0 is FORA.
-            Published: 0.07 for DiT, 0.3 for PixArt, 0.1 for Flux.
         score: what makes a token important: the "attention" it receives (s1 of the paper), the entropy of its
             "cross_attention" (s2), the "key_norm", "value_norm" or "norm" of its features, or nothing ("random").
         frequency_weight: lambda3, at least 0: the weight of the steps since it was computed last (s3), in units of N.
@@ -53,7 +67,7 @@ class ToCa(Method):
 
     interval: int = 3
     fresh_ratio: float = 0.07
-    score: Literal["attention", "cross_attention", "key_norm", "value_norm", "norm", "random"] = "attention"
+    score: Score = "attention"
     frequency_weight: float = 0.25
     schedule: str | Schedule = "dit-ddim"
     grid: tuple[int, ...] = ()
@@ -75,6 +89,16 @@ class ToCa(Method):
         if len(self.grid) not in (0, 2):
             raise ValueError(f"grid must be (height, width), or empty for a square, got {self.grid}")
 
+    @classmethod
+    def published(cls, schedule: str) -> Self:
+        """All fields as the authors set them for a schedule: "dit-ddim", "dit-ddpm", "pixart" or "flux".
+
+        Raises:
+            ValueError: another name.
+        """
+        one_of("schedule", schedule, tuple(_PUBLISHED))
+        return cls(*_PUBLISHED[schedule], schedule=schedule)
+
     @property
     def constants(self) -> Schedule:
         """The schedule itself."""
@@ -92,7 +116,10 @@ class ToCa(Method):
                 "FORA works on this model."
             )
         if joint and self.constants.bonus and self.fresh_ratio:
-            raise ValueError(f"{self} spreads its choice over a picture; {model} has text among it: schedule='flux'.")
+            raise ValueError(
+                f"{self} spreads its choice over a picture; {model} has text among it: schedule='flux', as in "
+                "ToCa.published('flux')."
+            )
         if SOURCES[self.score] is Kind.CROSS_ATTENTION and Kind.CROSS_ATTENTION not in kinds:
             raise ValueError(f"{self} scores by cross-attention; {model} has none: score='attention' works on it.")
 
@@ -135,8 +162,8 @@ class ToCa(Method):
         scored = self.fresh_ratio > 0 and (site.kind is source or (source and site.kind is Kind.JOINT_ATTENTION))
         tracked = refreshed and site.kind is not Kind.PROJECTION
         unread = site.parallel and not (self.fresh_ratio > 0 and self.constants.parallel > 0)
-        hollow = site.kind is Kind.EXPANSION or (unread and site.kind is Kind.JOINT_ATTENTION)
-        whole = Full(step.branches, site.block or 0, self.score if scored else "", tracked, age, hollow)
+        outlined = site.kind is Kind.EXPANSION or (unread and site.kind is Kind.JOINT_ATTENTION)
+        whole = Full(step.branches, site.block or 0, self.score if scored else "", tracked, age, outlined)
         if age == 0:
             return whole
         ratio = self.share(site, step) if refreshed else 0.0
