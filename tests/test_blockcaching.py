@@ -1,6 +1,8 @@
 """Block Caching: what is measured, the schedule, the laws, a naive loop, and what is refused."""
 
 import math
+import re
+from dataclasses import replace
 from functools import cache
 from itertools import count, pairwise
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 import whenwhere
 from whenwhere import BlockCaching, Calibration, attach, calibrate
+from whenwhere.decisions.measuring import METRICS, change
 from whenwhere.methods.blockcaching import schedule
 
 UNITS = {
@@ -173,6 +176,42 @@ def test_units_that_add_nothing_are_doubted_and_infinite_ones_refused():
         calibrate(pipe, lambda: run("dit", pipe, steps=3), guidance=True)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_unit_that_adds_nothing_does_not_change(metric):
+    nothing, something = torch.zeros(2, 3, 4), torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 3, 4)
+    assert change(nothing, nothing, metric)[0].tolist() == [0, 0]
+    assert change(something, something, metric)[0].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert change(nothing, something, metric)[0].tolist() == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize(("value", "word"), [(math.nan, "nan"), (math.inf, "inf"), (-0.1, r"-0\.1")])
+def test_changes_that_are_no_distances_are_refused(value, word, tmp_path):
+    found, path = calibrated("dit"), tmp_path / "dit.json"
+    unit, row = next(iter(found.changes.items()))
+    words = rf"changes must be finite and at least 0, got {word} for {re.escape(unit)} at step 2; calibrate anew"
+    with pytest.raises(ValueError, match=words):
+        replace(found, changes={**found.changes, unit: (*row[:2], value, *row[3:])})
+    found.save(path)
+    path.write_text(path.read_text().replace(repr(row[2]), {"nan": "NaN", "inf": "Infinity"}.get(word, "-0.1"), 1))
+    with pytest.raises(ValueError, match=rf"dit\.json is no saved calibration: .*{words}"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"changes": {}}, "changes of at least one unit, got none"),
+        ({"changes": {"ff": (0.0, 1.0)}}, "ff has 2 changes, but the runs had 6 steps"),
+        ({"metric": "psnr"}, "metric must be one of 'l1rel'"),
+        ({"granularity": "stage"}, "granularity must be one of"),
+        ({"runs": 0}, "runs must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_have_been_measured_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        replace(calibrated("dit"), **fields)
+
+
 def test_a_calibration_is_saved_and_loaded(tmp_path):
     path, found = tmp_path / "dit.json", calibrated("dit")
     found.save(path)
@@ -251,6 +290,12 @@ def test_a_calibration_of_image_to_image_is_planned_like_any_other():
     with attach(pipe, method) as attached:
         run("sd-img2img", pipe, steps=STEPS)
     assert attached.trace.rows == planned.rows
+
+
+def test_the_published_threshold_is_the_default():
+    changes = (0.0, 0.3, 0.19, 0.02, 0.4, 0.11)
+    measured = replace(calibrated("dit"), changes=dict.fromkeys(calibrated("dit").changes, changes))
+    assert set(BlockCaching(measured).table().values()) == {"#..#.#"}
 
 
 def test_an_infinite_threshold_computes_the_first_step_only():

@@ -5,6 +5,7 @@ holds for one model, scheduler, number of steps, guidance scale and size, and sa
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Self
 from .attach import attach
 from .decisions.measuring import METRICS, UNITS, Granularity, Metric, Notes, Recorder
 from .method import Setting
-from .ranges import one_of
+from .ranges import at_least, one_of
 
 _FORMAT = 1  # of the JSON files
 
@@ -32,6 +33,10 @@ class Calibration:
         runs: how many there were.
         changes: for every unit's path the mean change from step s - 1 to step s, for s in 0 ... steps - 1; the first
             one is 0.
+
+    Raises:
+        ValueError: an unknown granularity or metric, no run, no unit, or changes that are not one for every step,
+            finite and at least 0.
     """
 
     model: str
@@ -40,6 +45,22 @@ class Calibration:
     setting: Setting
     runs: int
     changes: Mapping[str, tuple[float, ...]] = field(repr=False, hash=False)
+
+    def __post_init__(self) -> None:
+        one_of("granularity", self.granularity, UNITS)
+        one_of("metric", self.metric, METRICS)
+        at_least(1, runs=self.runs)
+        if not self.changes:
+            raise ValueError("a calibration needs changes of at least one unit, got none; measure them by calibrate.")
+        for path, row in self.changes.items():
+            if len(row) != self.setting.steps:
+                raise ValueError(f"{path} has {len(row)} changes, but the runs had {self.setting.steps} steps.")
+            wrong = [(s, value) for s, value in enumerate(row) if not (math.isfinite(value) and value >= 0)]
+            if wrong:
+                raise ValueError(
+                    f"changes must be finite and at least 0, got {wrong[0][1]} for {path} at step {wrong[0][0]}; "
+                    "calibrate anew."
+                )
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -61,8 +82,6 @@ class Calibration:
             size = data["setting"]["size"]
             setting = Setting(**{**data["setting"], "size": None if size is None else tuple(size)})
             changes = {name: tuple(map(float, row)) for name, row in data["changes"].items()}
-            if any(len(row) != setting.steps for row in changes.values()):
-                raise ValueError(f"not every unit has {setting.steps} changes")
             return cls(**{**data, "setting": setting, "changes": changes})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved calibration: {error!r}") from error

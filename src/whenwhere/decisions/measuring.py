@@ -128,8 +128,14 @@ def change(before: Output, now: Output, metric: Metric) -> tuple[Tensor, bool]:
 METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1rel": lambda old, new: (new - old).abs().sum(1) / new.abs().sum(1).clamp_min(_TINY),
     "l2rel": lambda old, new: (new - old).norm(dim=1) / new.norm(dim=1).clamp_min(_TINY),
-    "cosine": lambda old, new: 1 - torch.cosine_similarity(new, old, dim=1, eps=_TINY),
+    "cosine": lambda old, new: _angular(old, new),
 }
+
+
+def _angular(old: Tensor, new: Tensor) -> Tensor:
+    """1 - cos, in [0, 2]; 0 between two that are nothing but zeros, whose angle is not defined."""
+    something = (old != 0).any(1) | (new != 0).any(1)
+    return (1 - torch.cosine_similarity(new, old, dim=1, eps=_TINY)).clamp_min(0) * something
 
 
 def _flat(value: Output) -> Tensor:
