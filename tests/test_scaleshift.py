@@ -139,6 +139,25 @@ def test_training_brings_the_student_nearer_to_the_teacher(case):
     assert not torch.equal(adjusted, latents(case, method))
 
 
+def test_training_unrolls_the_student():
+    """What follows a step is the student's latents, not the teacher's."""
+    case, seen = "pixart-alpha", []
+    teach_nothing = {"generations": 2, "validate_every": 1, "learning_rate": 0.0}
+    pipe, method = build(case), cached(case)
+    train_scale_shift(pipe, method, lambda _: seen.append(run(case, pipe, steps=STEPS, prompts=2)), **teach_nothing)
+    plain, *rolled = seen  # the first one shows timesteps and widths
+    assert len(rolled) == 5
+    assert not torch.equal(plain, latents(case, method))
+    assert all(torch.equal(found, latents(case, method)) for found in rolled)
+
+
+def test_the_optimiser_is_as_documented(monkeypatch):
+    given, plain = [], torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: given.append(plain(*a, **k)) or given[-1])
+    teach("pixart-alpha", build("pixart-alpha"), cached("pixart-alpha"), generations=1)
+    assert [(group["lr"], group["weight_decay"]) for group in given[0].param_groups] == [(1e-3, 0)]
+
+
 def test_the_best_is_returned_and_training_ends_when_nothing_gets_better():
     pipe, method, errors = build("pixart-alpha"), cached("pixart-alpha"), []
     found = teach(
