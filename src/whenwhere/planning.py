@@ -66,8 +66,9 @@ class Planner:
         self._pipe = self._denoiser if isinstance(model, str) else model
         self._images, self._setting = images, Setting(steps, None if scheduler is None else type(scheduler).__name__)
         roles = PIPELINES.get(type(model).__name__, anatomy.roles)
-        branches = len(roles) if guidance and _guided(model, self._denoiser, anatomy) else 1
-        passes = len(anatomy.passes) if anatomy.passes and guidance and not isinstance(model, str) else 1
+        guided, separate = guidance and _guided(model, self._denoiser), len(anatomy.passes)
+        branches = len(roles) if guided and not separate else 1
+        passes = separate if guided and separate else 1
         self._steps = _steps(steps, branches, passes, scheduler)
         self._handover = None if scheduler is None else handover(model, scheduler)
         self._units: dict[tuple[Site, ...], list[Unit] | str] = {}  # of the sites that some methods ask about
@@ -101,10 +102,8 @@ def _denoiser_and_examples(model: Any) -> tuple[nn.Module, dict[Kind, dict[str, 
     return denoiser, examples
 
 
-def _guided(model: Any, denoiser: nn.Module, anatomy: Anatomy) -> bool:
-    """Whether the model is normally run on a guidance batch."""
-    if anatomy.passes:
-        return False
+def _guided(model: Any, denoiser: nn.Module) -> bool:
+    """Whether the model is normally run with classifier-free guidance."""
     if isinstance(model, str):
         return architectures.architecture(model).guided
     return getattr(getattr(denoiser, "config", None), "time_cond_proj_dim", None) is None
