@@ -8,6 +8,7 @@ from pathlib import Path
 from runpy import run_path
 
 import pytest
+from test_imports import HEIGHT
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
@@ -35,6 +36,26 @@ def test_the_family_on_the_page_is_an_anatomy():
 def test_the_table_of_families_is_that_of_the_data():
     text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     assert text == run_path(str(ROOT / "docs" / "refresh.py"))["refreshed"](text), "run docs/refresh.py"
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_layout_on_the_page_names_every_file_and_package():
+    _, table = PAGE.split("| File or package | Holds |")
+    rows = [line for line in table.split("\n\n")[0].splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([a-z_]+(?:\.py|/))`", row.split("|")[1])]
+    package = ROOT / "src" / "whenwhere"
+    files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert sorted(named) == sorted(files | packages)
+
+
+def test_the_order_of_imports_on_the_page_is_the_one_that_is_tested():
+    lines = PAGE.split("```text\n")[1].split("```")[0].splitlines()
+    layers = [line.split("   ")[0].split("  ") for line in lines if not line.startswith(" ")]
+    heights = {name: len(layers) - 1 - i for i, layer in enumerate(layers) for name in layer}
+    assert heights == HEIGHT | {"core": 0}
 
 
 def test_the_site_builds_and_its_pages_fetch_nothing_from_elsewhere(tmp_path):
