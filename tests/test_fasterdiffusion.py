@@ -210,6 +210,7 @@ FAMILIES = {  # (split, what attach must be told, noise)
     "dit": (3, True, 0.0),
     "pixart-alpha": (2, True, 0.003),
     "latte": (2, None, 0.003),
+    "sana": (1, None, 0.003),
 }
 
 
@@ -229,6 +230,32 @@ def test_both_forms_agree_on_every_family_and_cost_and_hold_what_was_promised(na
         if name != "sd-pag":  # whose perturbed rows cost less than the others
             assert counted - made.cost.macs == whole - made.cost.baseline
         assert distance(latents[cap], latents[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["sana", "wan", "wan-two"])
+def test_both_forms_agree_where_the_timestep_is_scaled_or_guidance_is_a_second_call_or_a_network_takes_over(name):
+    latents, steps = {}, 6
+    for cap in (1, 2, steps):
+        pipe = build(name)
+        if name == "sana":
+            pipe.transformer.register_to_config(timestep_scale=0.01)
+        with attach(pipe, FasterDiffusion(every=4, split=1, batch_cap=cap)):
+            latents[cap] = run(name, pipe, steps=steps)
+    assert distance(latents[2], latents[1]) <= 1e-5
+    assert distance(latents[steps], latents[1]) <= 1e-5
+
+
+def test_a_timestep_that_the_pipeline_transforms_runs_one_by_one_only():
+    pipe = build("sana-sprint")
+    plain = run("sana-sprint", pipe, steps=4)
+    words = r"called with timestep 1, but the scheduler's is 1\.5708: .* cannot be known. Set batch_cap=1"
+    ahead = FasterDiffusion(every=2, alpha=0, split=1, batch_cap=2)
+    with attach(pipe, ahead), pytest.raises(RuntimeError, match=words):
+        run("sana-sprint", pipe, steps=4)
+    with attach(pipe, FasterDiffusion(every=2, alpha=0, split=1)) as attachment:
+        assert torch.isfinite(run("sana-sprint", pipe, steps=4)).all()
+    assert attachment.trace.row("transformer_blocks.0") == "#.#."
+    assert torch.equal(run("sana-sprint", pipe, steps=4), plain)
 
 
 def test_a_split_network_reuses_what_its_last_encoder_block_put_out():
@@ -259,6 +286,12 @@ def test_all_keys_without_noise_are_the_plain_run_bit_for_bit(name):
             assert torch.equal(run(name, pipe), plain)
     assert set(vars(pipe.scheduler)) == before
     assert torch.equal(run(name, pipe), plain)
+
+
+def test_where_guidance_is_a_second_call_the_initial_noise_is_remembered_once():
+    with attach(pipe := build("wan"), FasterDiffusion(every=1, split=1)) as attachment:
+        latents = run("wan", pipe, steps=3)
+    assert attachment.trace.held == attachment.plan.cost.bytes == latents.nbytes
 
 
 @pytest.mark.parametrize("steps", [2, 5, 6])

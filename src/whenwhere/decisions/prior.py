@@ -15,6 +15,7 @@ class Prior(Decision):
 
     alpha: float = 0.0
     keep: bool = True
+    shared: bool = True  # the scheduler moves once, however many guidance calls there were
 
     symbol: ClassVar[str] = "#"
     name: ClassVar[str] = "computed"
@@ -44,6 +45,7 @@ class Inject(Decision):
     """Add a share of the initial latents to those that leave this step."""
 
     alpha: float
+    shared: bool = True
 
     symbol: ClassVar[str] = "~"
     name: ClassVar[str] = "initial noise added"
