@@ -99,6 +99,12 @@ def test_a_nonuniform_schedule_has_as_many_full_steps_as_the_uniform_one(steps, 
     assert chosen[-1] < steps
 
 
+@pytest.mark.parametrize("power", [1.0, 1.1, 1.4, 2.0])
+def test_an_interval_of_one_makes_every_step_full_whatever_the_power(power):
+    for steps, center in ((50, 15), (6, 0), (6, 15)):
+        assert DeepCache(1, center=center, pow=power).schedule(steps) == set(range(steps))
+
+
 def test_an_explicit_list_of_full_steps_is_followed():
     pipe = build("sd")
     ladder = Ladder(pipe.unet, 1, (0, 1, 4).__contains__)

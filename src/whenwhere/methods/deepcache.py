@@ -28,7 +28,7 @@ class DeepCache(Method):
 
     Attributes:
         interval: N, at least 1: a full step every N evaluations, counted from the first executed one; 1 is the
-            plain run.
+            plain run, whatever the power.
         branch: b in 0 ... R - 1, R the number of residuals: the deepest one that is computed at every step. The paper's
             "skip branch" is b + 1, the public helper's `cache_branch_id` is b.
         center: at least 0: the step around which the non-uniform schedule of equation 7 is dense; it has as many full
@@ -95,7 +95,7 @@ class DeepCache(Method):
             if self.full_steps[-1] >= steps:
                 raise ValueError(f"{self}: only the steps 0 to {steps - 1} are executed.")
             return frozenset(self.full_steps)
-        if self.pow == 1:
+        if self.pow == 1 or self.interval == 1:
             return frozenset(range(0, steps, self.interval))
         return frozenset(nonuniform(steps, math.ceil(steps / self.interval), self.center, self.pow))
 
