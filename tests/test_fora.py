@@ -283,6 +283,9 @@ def test_blocks_branches_and_windows_that_do_not_exist_are_refused(dit):
         attach(dit, FORA(branches=("cross-attention",)))
     with pytest.raises(ValueError, match="ends its window at step 60; only 50"):
         whenwhere.plan(dit, FORA(end_step=60), steps=50)
+    with pytest.raises(ValueError, match="begins its window at step 60; only 50 are executed"):
+        whenwhere.plan(dit, FORA(start_step=60), steps=50)
+    assert set(whenwhere.plan(dit, FORA(start_step=50), steps=50).row("transformer_blocks.0.ff")) == {"#"}
 
 
 def test_less_than_two_intervals_are_doubted(dit):

@@ -82,6 +82,8 @@ class FORA(Method):
 
     def review(self, setting: Setting) -> None:
         """The window must lie in the schedule; with less than two intervals little is saved."""
+        if self.start_step > setting.steps:
+            raise ValueError(f"{self} begins its window at step {self.start_step}; only {setting.steps} are executed.")
         if self.end_step is not None and self.end_step > setting.steps:
             raise ValueError(f"{self} ends its window at step {self.end_step}; only {setting.steps} are executed.")
         if self.interval > 1 and setting.steps < 2 * self.interval:
