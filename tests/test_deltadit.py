@@ -7,6 +7,7 @@ from itertools import count
 import laws
 import pytest
 import torch
+from diffusers import HunyuanDiT2DControlNetModel
 from laws import Setting
 from pipelines import CASES, build, run
 from torch import Tensor, nn
@@ -155,6 +156,98 @@ def test_a_generation_keeps_to_its_budget_and_spends_it(pixart, budget):
     spent = symbols.count("#") / len(symbols)
     one_block_less = (12 - 4) / len(symbols)
     assert budget - one_block_less < spent <= budget
+
+
+@pytest.mark.parametrize(("budget", "length"), [(0.99, 2), (0.75, 4), (0.6, 6)])
+def test_across_long_skips_a_budget_picks_a_run_that_is_centred(budget, length):
+    """The shortest runs that keep to these budgets are 1, 3 and 5 of 6 blocks long."""
+    table = rows(build("hunyuan-dit"), DeltaDiT(mode="middle", macs_budget=budget), steps=4)
+    passed = [i for i, row in enumerate(table) if row != "####"]
+    assert passed == list(range(3 - length // 2, 3 + length // 2))
+    assert "".join(table).count("#") <= budget * 24
+
+
+# -- what a ControlNet adds ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def controlled(network: nn.Module, residuals: Callable[[int], dict[str, list[Tensor]]]) -> Iterator[None]:
+    """Hand the denoiser what a ControlNet would, step by step."""
+    step = count()
+
+    def add(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, kwargs | residuals(next(step))
+
+    handle = network.register_forward_pre_hook(add, with_kwargs=True)
+    yield
+    handle.remove()
+
+
+def hunyuan_residuals(kept: float, cached: float) -> Callable[[int], dict[str, list[Tensor]]]:
+    """For the skips of blocks 5 and 4, the latter one other at the second step."""
+    ones = torch.ones(2, 16, 32)
+    return lambda s: {"controlnet_block_samples": [0.1 * ones, (cached if s else kept) * ones]}
+
+
+def test_residuals_that_passed_blocks_would_read_with_their_skips_are_refused():
+    pipe, method = build("hunyuan-dit"), DeltaDiT(2, blocks=4, mode="middle")
+    plain = run("hunyuan-dit", pipe, steps=2)
+    with attach(pipe, method):
+        assert not torch.equal(run("hunyuan-dit", pipe, steps=2), plain)
+        with (
+            controlled(pipe.transformer, hunyuan_residuals(0.1, 0.1)),
+            pytest.raises(ValueError, match=r"passes blocks of HunyuanDiT2DModel .* ControlNet .* Choose blocks=2"),
+        ):
+            run("hunyuan-dit", pipe, steps=2)
+    assert torch.equal(run("hunyuan-dit", pipe, steps=2), plain)
+
+
+def test_a_pipeline_with_such_residuals_is_refused_when_attaching():
+    pipe = build("hunyuan-dit")
+    shape = {key: pipe.transformer.config[key] for key in ("num_attention_heads", "attention_head_dim", "hidden_size")}
+    pipe.controlnet = HunyuanDiT2DControlNetModel(in_channels=4, patch_size=2, transformer_num_layers=6, **shape)
+    for fields in ({"blocks": 4}, {"blocks": 0.75}, {"macs_budget": 0.9}):
+        with pytest.raises(ValueError, match="a ControlNet adds to these would be ignored"):
+            attach(pipe, DeltaDiT(mode="middle", **fields))
+    attach(pipe, DeltaDiT(blocks=2, mode="middle")).detach()
+    attach(pipe, DeltaDiT(interval=1, mode="middle")).detach()
+
+
+def test_residuals_for_blocks_behind_the_run_stay_fresh():
+    pipe, results = build("hunyuan-dit"), []
+    with attach(pipe, DeltaDiT(2, blocks=2, mode="middle")):
+        for cached in (0.1, 0.9):
+            with controlled(pipe.transformer, hunyuan_residuals(0.1, cached)):
+                results.append(run("hunyuan-dit", pipe, steps=2))
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "number"),
+    [
+        ("sd3", "block_controlnet_hidden_states", 3),  # the last block of the four takes none
+        ("flux", "controlnet_block_samples", 3),
+        ("flux", "controlnet_single_block_samples", 3),
+    ],
+)
+def test_residuals_between_blocks_are_added_to_the_stream_at_cached_steps_too(case, name, number):
+    """With all blocks cached, those of the present step reach the last layer, one by one."""
+    pipe, entering = build(case), []
+    network = pipe.transformer
+    samples = 1 if case == "flux" else 2
+    residuals = torch.randn(number, samples, 16, 32, generator=torch.Generator().manual_seed(0))
+    blocks = sum(1 for _ in network.transformer_blocks) + len(getattr(network, "single_transformer_blocks", ()))
+    handle = network.norm_out.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    with attach(pipe, DeltaDiT(2, blocks=blocks, mode="front")):
+        for factor in (0, 1):
+            given = lambda s, factor=factor: {name: list(residuals * factor * s)}  # noqa: E731
+            with controlled(network, given):
+                run(case, pipe, steps=2)
+    handle.remove()
+    without, with_ = entering[1], entering[3]
+    assert torch.equal(entering[0], entering[2])
+    added = sum(residuals) if case == "flux" else sum(residuals[int(i / (4 / number))] for i in range(3))
+    assert torch.allclose(with_ - without, added, atol=1e-4)
 
 
 # -- what a step computes --------------------------------------------------------------------------------------------
@@ -318,8 +411,8 @@ def test_runs_boundaries_and_budgets_that_do_not_fit_are_refused(pixart):
 
 
 def test_a_run_that_is_not_centred_is_refused_across_long_skips():
-    with pytest.raises(ValueError, match="3 of 6 blocks are not centred"):
-        whenwhere.plan(build("hunyuan-dit"), DeltaDiT(blocks=3, mode="middle"), steps=4)
+    with pytest.raises(ValueError, match=r"3 of 6 blocks are not centred, .* HunyuanDiT2DModel; take an even number"):
+        attach(build("hunyuan-dit"), DeltaDiT(blocks=3, mode="middle"))
 
 
 @pytest.mark.parametrize(("boundary", "stage"), [(1, "early"), (4, "late")])

@@ -7,18 +7,25 @@ run late. The authors published no code; what the paper leaves open is decided i
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from torch import nn
+
+from ..anatomy import find, walk
 from ..clock import Step
 from ..decision import Decision
 from ..decisions.change import AddChange, KeepChange, Pass
+from ..families import FAMILIES
+from ..front import Front
+from ..layout import argument_reader
 from ..method import Method, Setting
 from ..ranges import at_least, one_of, position
-from ..site import Kind, Site
+from ..site import Kind, Side, Site
 
 _MODES = ("front", "middle", "rear")
+_RESIDUALS = "controlnet_block_samples"  # the argument in which a ControlNet's residuals for long skips come
 
 # An interval that serves both stages keeps apart the changes of the blocks that only the front run skips, that both do,
 # and that only the rear run does. All others share one slot, so that it holds one tensor although the run moves.
@@ -40,7 +47,7 @@ class DeltaDiT(Method):
         mode: "adaptive" as above; or one run at all steps: "front", "rear", or "middle", which is centred and the only
             one that blocks joined by long skips allow.
         macs_budget: in (0, 1], the share of the multiply-adds of all blocks that may be spent; it then sets the length
-            of the run in place of `blocks`.
+            of the run in place of `blocks`: the shortest that keeps to it, and is centred across long skips.
 
     Raises:
         ValueError: a field out of range, here or when the model and the number of steps are known.
@@ -76,6 +83,47 @@ class DeltaDiT(Method):
                 f"{self} would cut the long skips of {model}: blocks would be skipped whose skips are read. Choose "
                 'mode="middle", or SkipCache.'
             )
+        linked = any(site.kind is Kind.BLOCK and site.depth is not None for site in sites)
+        if linked and self.macs_budget is None and (count - (length := self.length(count, 1))) % 2:
+            raise ValueError(
+                f"{self}: {length} of {count} blocks are not centred, which would cut the long skips of {model}; take "
+                f"an {'odd' if count % 2 else 'even'} number."
+            )
+        if any(site.kind is Kind.CONTROL for site in sites) and self._loses_control(sites):
+            raise ValueError(self._on_control(model))
+
+    def _loses_control(self, sites: Sequence[Site]) -> bool:
+        """Whether blocks that are passed would read skips, to which a ControlNet adds its residuals."""
+        readers = [site for site in sites if site.kind is Kind.BLOCK and site.side is Side.DECODER]
+        if not readers or self.interval == 1:
+            return False
+        count = readers[0].blocks
+        behind = count if self.macs_budget is not None else (count + self.length(count, 1)) // 2
+        return any((site.block or 0) < behind for site in readers)
+
+    def _on_control(self, model: str) -> str:
+        return (
+            f"{self} passes blocks of {model} that read long skips, and what a ControlNet adds to these would be "
+            "ignored without a word. Choose blocks=2, which passes the two in the middle only, or FORA."
+        )
+
+    def install(self, denoiser: nn.Module, present: Callable[[], Step]) -> Callable[[], None]:  # noqa: ARG002
+        """Refuse residuals on skips that nobody reads also where a loop of one's own hands them to the denoiser."""
+        named = {cls.__name__ for cls in type(denoiser).__mro__}
+        controlled = {anatomy.model for anatomy in FAMILIES if anatomy.mirrored and _RESIDUALS in anatomy.rows}
+        if named.isdisjoint(controlled) or not self._loses_control(tuple(walk(denoiser, find(denoiser, FAMILIES)))):
+            return lambda: None
+        arguments = argument_reader(type(denoiser).forward)
+
+        def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if arguments(args, kwargs).get(_RESIDUALS) is not None:
+                    raise ValueError(self._on_control(type(denoiser).__name__))
+                return original(*args, **kwargs)
+
+            return forward
+
+        return Front(denoiser, "forward", watched).remove
 
     def review(self, setting: Setting) -> None:
         """The boundary must lie in the schedule, and leave both stages something to cache."""
@@ -108,9 +156,7 @@ class DeltaDiT(Method):
         """The runs that the cached steps of this step's interval skip, by mode, as numbers of blocks."""
         first = step.index - step.index % self.interval
         cached = range(first + 1, min(first + self.interval, step.count))
-        length, count = self.length(site.blocks, step.count), site.blocks
-        if site.depth is not None and (count - length) % 2:
-            raise ValueError(f"{self}: {length} of {count} blocks are not centred, which would cut the long skips.")
+        length, count = self.length(site.blocks, step.count, site.depth is not None), site.blocks
         starts = {"front": 0, "middle": (count - length) // 2, "rear": count - length}
         stages = {self._stage(s, step.count) for s in cached}
         return {mode: range(starts[mode], starts[mode] + length) for mode in _MODES if mode in stages}
@@ -121,10 +167,11 @@ class DeltaDiT(Method):
     def _boundary(self, steps: int) -> int:
         return round(self.boundary * steps) if isinstance(self.boundary, float) else self.boundary
 
-    def length(self, blocks: int, steps: int) -> int:
-        """N_c for a model of so many blocks."""
+    def length(self, blocks: int, steps: int, linked: bool = False) -> int:
+        """N_c for a model of so many blocks, joined by long skips or not."""
         if self.macs_budget is not None:
-            return blocks_for_budget(self.macs_budget, steps, self.interval, blocks)
+            least = blocks_for_budget(self.macs_budget, steps, self.interval, blocks)
+            return least + (blocks - least) % 2 if linked else least
         return max(1, round(self.blocks * blocks)) if isinstance(self.blocks, float) else self.blocks
 
 
