@@ -85,13 +85,13 @@ def built_and_priced_once() -> Iterator[None]:
     """Plan many methods on one architecture without building and measuring it every time."""
     with (
         mock.patch.object(architectures, "build", _built),
-        mock.patch.object(planning, "price", _priced),
+        mock.patch.object(planning, "price_or_reason", _priced),
     ):
         yield
 
 
 _built = cache(architectures.build)
-_price = planning.price
+_price = planning.price_or_reason
 _prices: dict[Any, Any] = {}
 
 
