@@ -10,6 +10,8 @@ from runpy import run_path
 import pytest
 from test_imports import HEIGHT
 
+import whenwhere
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
@@ -36,6 +38,18 @@ def test_the_family_on_the_page_is_an_anatomy():
 def test_the_table_of_families_is_that_of_the_data():
     text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     assert text == run_path(str(ROOT / "docs" / "refresh.py"))["refreshed"](text), "run docs/refresh.py"
+
+
+def test_whoever_writes_a_method_or_a_family_needs_the_public_names_alone():
+    for name in ("adding-a-method", "adding-a-family"):
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert not re.findall(r"(?:from|import) whenwhere\.\w+", page)
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^::: whenwhere\.(\w+)$", reference, re.MULTILINE)
+    assert sorted(explained) == sorted(whenwhere.__all__)
 
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

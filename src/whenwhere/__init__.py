@@ -3,10 +3,13 @@
 import importlib
 from types import ModuleType
 
+from .anatomy import Anatomy, Part
 from .attach import Attachment, attach
 from .bench.choice import Choice, load_choice
 from .calibration import Calibration, calibrate
+from .clock import Step
 from .compiling import compile_inside
+from .decision import Compute, Decision, Reuse, whole
 from .guidance import NAG, NASA, VSF
 from .method import Method
 from .methods import (
@@ -31,6 +34,7 @@ from .methods import (
 from .plan import Plan
 from .planning import plan
 from .position import Sigma, Timestep
+from .site import Kind, Site
 
 __all__ = [
     "FORA",
@@ -38,23 +42,31 @@ __all__ = [
     "NASA",
     "VSF",
     "AdaptiveTGate",
+    "Anatomy",
     "Attachment",
     "BlockCaching",
     "Calibration",
     "Choice",
+    "Compute",
     "CrossAttentionFreeze",
+    "Decision",
     "DeepCache",
     "DeltaDiT",
     "FasterDiffusion",
     "FewerSteps",
     "GuidanceStop",
+    "Kind",
     "Method",
+    "Part",
     "Plan",
+    "Reuse",
     "Sigma",
+    "Site",
     "SkipCache",
     "SkipDrift",
     "SkipForecast",
     "SkipOffset",
+    "Step",
     "TGate",
     "TextStreamFreeze",
     "Timestep",
@@ -65,6 +77,7 @@ __all__ = [
     "compile_inside",
     "load_choice",
     "plan",
+    "whole",
 ]
 
 
