@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count as counter
 from math import floor
 from typing import ClassVar
@@ -308,6 +308,121 @@ def test_each_token_counts_on_its_own_in_the_dit_schedule_and_together_in_that_o
         chosen.clear()
 
 
+# -- the scores -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """The scores that tokens are chosen by, in the order in which they are."""
+    found, original = [], whenwhere.decisions.refresh.highest
+    monkeypatch.setattr(
+        whenwhere.decisions.refresh, "highest", lambda *given: found.append(given[0].clone()) or original(*given)
+    )
+    return found
+
+
+def lengths(features: Tensor) -> Tensor:
+    return torch.tensor([[token.norm() for token in row] for row in features])
+
+
+def of_length_one(rows: Tensor) -> Tensor:
+    return torch.stack([row / row.norm() for row in rows])
+
+
+EVEN = {"counts_down": False, "steps": 0.0, "blocks": 0.0, "cycle": 0.0, "window": (), "bonus": 0.0, "cell": 1}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("score", ["attention", "key_norm", "value_norm", "norm"])
+@pytest.mark.parametrize("name", ["dit", "pixart-alpha"])
+def test_scores_are_what_the_table_says(name, score, shared, choices):
+    """At the first cached step no token has aged, so that the base score alone chooses; the second block's is read."""
+    pipe = build(name)
+    block, seen = pipe.transformer.transformer_blocks[1], {}
+    for path in ("attn1.to_q", "attn1.to_k", "attn1.to_v"):  # of the full step
+        block.get_submodule(path).register_forward_hook(lambda _, __, out, path=path: seen.setdefault(path, out))
+    block.ff.register_forward_pre_hook(lambda _, args: seen.update(present=args[0]))  # of the last step
+    even = Schedule(**EVEN, cross=0.0, mlp=1.0, shared=shared)
+    with attach(pipe, ToCa(2, 0.5, score, schedule=even), guidance=True):
+        run(name, pipe, steps=2)
+    expected = {
+        "attention": lambda: attention_map(seen["attn1.to_q"], seen["attn1.to_k"], block.attn1.heads).sum(1),
+        "key_norm": lambda: lengths(seen["attn1.to_k"]),
+        "value_norm": lambda: lengths(seen["attn1.to_v"]),
+        "norm": lambda: lengths(seen["present"]),
+    }[score]()
+    expected = of_length_one(expected)
+    assert not torch.allclose(*expected.chunk(2), atol=1e-3)  # the guidance branches differ
+    if shared:
+        expected = (sum(expected.chunk(2)) / 2).repeat(2, 1)
+    assert len(choices) == len(pipe.transformer.transformer_blocks)
+    assert torch.allclose(choices[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("score", "own", "added"), [("key_norm", "to_k", "add_k_proj"), ("value_norm", "to_v", "add_v_proj")]
+)
+def test_norms_of_text_and_picture_are_those_of_one_sequence_on_flux(score, own, added, choices):
+    pipe, seen = build("flux"), {}
+    double, single = pipe.transformer.transformer_blocks[1], pipe.transformer.single_transformer_blocks[1]
+    for name, attn in (("double", double.attn), ("single", single.attn)):
+        for path in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
+            if isinstance(getattr(attn, path, None), nn.Module):
+                key = (name, path)
+                getattr(attn, path).register_forward_hook(lambda _, __, out, key=key: seen.setdefault(key, out))
+    even = Schedule(**EVEN, cross=0.0, mlp=1.0, parallel=1.0, shared=False)
+    with attach(pipe, ToCa(2, 0.5, score, schedule=even)):
+        run("flux", pipe, steps=2)
+    joint = of_length_one(lengths(torch.cat([seen["double", added], seen["double", own]], 1)))
+    text = seen["double", added].shape[1]
+    # Two choices in each of three double blocks, the picture's first; one in each of three single blocks.
+    assert torch.allclose(choices[2], joint[:, text:], atol=1e-6)
+    assert torch.allclose(choices[3], joint[:, :text], atol=1e-6)
+    assert torch.allclose(choices[7], of_length_one(lengths(seen["single", own])), atol=1e-6)
+
+
+def test_norms_of_present_features_are_each_streams_own_on_flux(choices):
+    pipe, seen = build("flux"), {}
+    double = pipe.transformer.transformer_blocks[1]
+    for path in ("ff", "ff_context"):
+        getattr(double, path).register_forward_pre_hook(lambda _, args, path=path: seen.update({path: args[0]}))
+    with attach(pipe, ToCa(2, 0.5, "norm", schedule=Schedule(**EVEN, cross=0.0, mlp=1.0, shared=False))):
+        run("flux", pipe, steps=2)
+    assert torch.allclose(choices[2], of_length_one(lengths(seen["ff"])), atol=1e-6)
+    assert torch.allclose(choices[3], of_length_one(lengths(seen["ff_context"])), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dit", "flux"])
+def test_random_scores_are_shares_alike_for_all_rows_and_other_ones_in_every_block_and_step(name, choices):
+    even = Schedule(**EVEN, cross=0.0, mlp=1.0, shared=False)
+    pipe = build(name)
+    with attach(pipe, ToCa(3, 0.5, "random", frequency_weight=0.0, schedule=even), guidance=name == "dit"):
+        run(name, pipe, steps=3, prompts=2)
+    first = [scores for scores in choices if scores.shape[1] == 16]
+    assert all(torch.equal(row, scores[0]) for scores in first for row in scores)
+    assert all(0 <= scores.min() < 0.4 and 0.6 < scores.max() < 1 for scores in first)
+    assert len({tuple(scores[0].tolist()) for scores in first}) == len(first)
+
+
+@pytest.mark.parametrize("score", ["attention", "norm"])
+def test_with_the_schedule_of_pixart_the_branches_choose_alike_by_any_score(score, choices):
+    pipe = build("pixart-alpha")
+    with attach(pipe, replace(ToCa.published("pixart"), score=score), guidance=True):
+        run("pixart-alpha", pipe, steps=6)
+    assert choices
+    assert all(torch.equal(*scores.chunk(2)) for scores in choices)
+
+
+def test_a_token_that_was_left_alone_gains_a_quarter_of_an_interval_a_step(choices):
+    """lambda3 = 0.25: those not chosen at step 1 have 0.25 / N more at step 2, the others nothing."""
+    pipe, even = build("dit"), Schedule(**EVEN, cross=0.0, mlp=1.0, shared=False)
+    with attach(pipe, ToCa(4, 0.5, "key_norm", schedule=even), guidance=True):
+        run("dit", pipe, steps=3)
+    now, later = choices[0], choices[len(pipe.transformer.transformer_blocks)]
+    left = torch.ones_like(now).scatter(1, now.topk(8, dim=1).indices, 0.0)
+    assert torch.allclose(later - now, left * 0.25 / 4, atol=1e-6)
+
+
 # -- the laws ---------------------------------------------------------------------------------------------------------
 
 
@@ -577,18 +692,7 @@ def test_a_field_out_of_range_is_refused(fields, error, words):
         ToCa(**fields)
 
 
-PLAIN = {
-    "counts_down": False,
-    "steps": 0.0,
-    "blocks": 0.0,
-    "cross": 0.0,
-    "mlp": 1.0,
-    "cycle": 0.0,
-    "window": (),
-    "bonus": 0.0,
-    "cell": 1,
-    "shared": False,
-}
+PLAIN = EVEN | {"cross": 0.0, "mlp": 1.0, "shared": False}
 
 
 @pytest.mark.parametrize(
