@@ -4,12 +4,14 @@ Skip-Cache (Chen et al., 2024, https://arxiv.org/abs/2411.17616) runs the first 
 everything in between at full steps only.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from .clock import Step
+from .front import Front
+from .layout import argument_reader
 from .method import Method
 from .site import Kind, Site
 
@@ -74,6 +76,27 @@ class LongSkips(Method):
             )
         return self
 
+    def install(self, denoiser: nn.Module, present: Callable[[], Step]) -> Callable[[], None]:  # noqa: ARG002
+        """Look at the timesteps of every batch: what is kept of one timestep serves no row of another.
+
+        The denoiser raises ValueError where they differ.
+        """
+        named = argument_reader(type(denoiser).forward)
+
+        def checked(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                t = named(args, kwargs).get("timestep")
+                if isinstance(t, Tensor) and _several(t):
+                    raise ValueError(
+                        f"{self} goes by the timestep of a step, but the rows of this batch have several: "
+                        f"{', '.join(f'{value:g}' for value in sorted(set(t.flatten().tolist())))}. Sample them apart."
+                    )
+                return original(*args, **kwargs)
+
+            return forward
+
+        return Front(denoiser, "forward", checked).remove
+
     def full_every(self, interval: int, step: Step) -> bool:
         """Whether everything is computed at a step: on the grid, above the window, or after the first step below it.
 
@@ -90,3 +113,8 @@ class LongSkips(Method):
             )
         stopped = previous is not None and previous <= self.stop_timestep
         return step.index % interval == 0 or t >= self.start_timestep or stopped
+
+
+def _several(t: Tensor) -> bool:
+    """Whether timesteps differ. Asks nothing of the device where they are one, or one that was expanded."""
+    return t.numel() > 1 and any(t.stride()) and not bool((t == t.flatten()[0]).all())
