@@ -12,7 +12,7 @@ from pipelines import CASES, build, run
 from torch import Tensor
 
 import whenwhere
-from whenwhere import SkipCache, attach
+from whenwhere import SkipCache, SkipDrift, SkipForecast, SkipOffset, attach
 from whenwhere.clock import Step, lay_out
 
 CASE = "hunyuan-dit"  # the one family of diffusers with long skips
@@ -94,6 +94,61 @@ def test_flow_matching_schedulers_give_their_timesteps_in_thousandths_of_sigma()
     scheduler.set_timesteps(10)
     full = [WIDE.full(step) for step in lay_out([float(t) for t in scheduler.timesteps], 1, 1)]
     assert full == [True, False] * 5
+
+
+def test_full_steps_may_be_listed_in_place_of_a_window():
+    pipe = build(CASE)
+    for schedule in ([0, 3, 4], (True, False, False, True, True, False)):
+        method = SkipCache(schedule=schedule)
+        with attach(pipe, method) as attachment:
+            latents = run(CASE, pipe, steps=6)
+        assert attachment.plan.row("blocks.2") == attachment.trace.row("blocks.2") == "#..##."
+        assert whenwhere.plan(pipe, method, steps=6).rows == attachment.plan.rows  # no timesteps are needed
+        assert hash(method) == hash(SkipCache(schedule=tuple(schedule)))
+    assert not torch.equal(run(CASE, pipe, steps=6), latents)
+
+
+def test_a_list_of_what_the_grid_gives_gives_the_same():
+    pipe = build(CASE)
+    with attach(pipe, SkipCache(interval=3, start_timestep=1000, stop_timestep=0)):
+        expected = run(CASE, pipe, steps=6)
+    with attach(pipe, SkipCache(schedule=[0, 3])):
+        assert torch.equal(run(CASE, pipe, steps=6), expected)
+
+
+def test_with_a_list_a_solver_that_evaluates_a_timestep_twice_will_do():
+    pipe = build(CASE)
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with attach(pipe, SkipCache(schedule=[0, 2, 3, 6])) as attachment:
+        run(CASE, pipe, steps=4)  # seven evaluations
+    assert attachment.trace.row("blocks.2") == "#.##..#"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"schedule": [1, 2]}, ValueError, "the first step of the schedule .* must be full"),
+        ({"schedule": [False, True]}, ValueError, "the first step of the schedule .* must be full"),
+        ({"schedule": [0, -1]}, ValueError, r"schedule\[1\] must be at least 0, got -1"),
+        ({"schedule": [0, True]}, TypeError, r"schedule\[1\] must be a whole number"),
+        ({"schedule": [0, 2.0]}, TypeError, r"schedule\[1\] must be a whole number"),
+        ({"schedule": [0], "interval": 3}, ValueError, "either a schedule, or interval"),
+        ({"schedule": [0], "stop_timestep": 0}, ValueError, "either a schedule, or interval"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_says_nothing_clear_is_refused(fields, error, words):
+    with pytest.raises(error, match=words):
+        SkipCache(**fields)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [([0, 6], "lists step 6, but 6 steps are executed"), ([True] * 5, "has 5 entries, but 6 steps are executed")],
+)
+def test_a_schedule_for_another_number_of_steps_is_refused(schedule, words):
+    with pytest.raises(ValueError, match=words):
+        whenwhere.plan(build(CASE), SkipCache(schedule=schedule), steps=6)
 
 
 # -- the notation ----------------------------------------------------------------------------------------------------
@@ -273,6 +328,21 @@ def test_a_solver_that_evaluates_a_timestep_twice_is_refused():
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with attach(pipe, WIDE), pytest.raises(ValueError, match=r"evaluates timestep .* twice"):
         run(CASE, pipe, steps=STEPS)
+
+
+@pytest.mark.parametrize("method", [WIDE, SkipOffset(), SkipForecast(), SkipDrift()], ids=lambda m: type(m).__name__)
+def test_several_timesteps_in_one_batch_are_refused(method):
+    """On a bare network. One timestep for all rows is fine, expanded or written out."""
+    network, scheduler = build("skip-dit").transformer, ddim(4)
+    latents, labels = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad(), attach(network, method, scheduler=scheduler):
+        for t in (torch.tensor([750]).expand(2), torch.tensor([750, 750])):
+            scheduler.set_timesteps(4)
+            network(latents, t, labels)
+        with pytest.raises(ValueError, match=r"rows of this batch have several: 500, 750\. Sample them apart"):
+            network(latents, timestep=torch.tensor([750, 500]), class_labels=labels)
+    network(latents, torch.tensor([750, 500]), labels)
+    assert "forward" not in vars(network)
 
 
 def test_an_odd_number_of_blocks_is_refused():

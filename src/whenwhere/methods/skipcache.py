@@ -7,6 +7,7 @@ feature of the last full step, and the fresh skips of the first ones correct it.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,9 +33,12 @@ class SkipCache(LongSkips):
         start_timestep: only steps with t below it may be partial, at most 1000.
         stop_timestep: from the step after the first one with t at most this, everything is computed; at least 0 and
             below `start_timestep`.
+        schedule: in place of the interval and the window, which are then left as they are: the numbers of the full
+            steps, 0 among them, or a truth value for every step. Evaluations are counted, so any solver will do.
 
     Raises:
-        ValueError: a field out of range, here or when the model is known; a solver that evaluates a timestep twice.
+        ValueError: a field out of range, here or when the model or the number of steps is known; a solver that
+            evaluates a timestep twice.
         TypeError: a field of the wrong type.
     """
 
@@ -42,10 +46,29 @@ class SkipCache(LongSkips):
     depth: int = 1
     start_timestep: float = 700
     stop_timestep: float = 50
+    schedule: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         at_least(1, interval=self.interval, depth=self.depth)
         self.check_window()
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+        if self.schedule:
+            self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        mask = {isinstance(entry, bool) for entry in self.schedule} == {True}
+        if not mask:
+            at_least(0, **{f"schedule[{i}]": step for i, step in enumerate(self.schedule)})
+        if not (self.schedule[0] if mask else 0 in self.schedule):
+            raise ValueError(f"the first step of the schedule {self.schedule} must be full: nothing is kept before it")
+        grid = (self.interval, self.start_timestep, self.stop_timestep)
+        if grid != (SkipCache.interval, SkipCache.start_timestep, SkipCache.stop_timestep):
+            raise ValueError("give either a schedule, or interval, start_timestep and stop_timestep, not both")
+
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """Unless the steps are listed."""
+        return not self.schedule
 
     @classmethod
     def parse(cls, schedule: str, depth: int = 1) -> Self:
@@ -63,8 +86,19 @@ class SkipCache(LongSkips):
         return cls(int(parts[0][1:]), depth, int(parts[1]), int(parts[2]))
 
     def full(self, step: Step) -> bool:
-        """Whether everything is computed at a step."""
-        return self.full_every(self.interval, step)
+        """Whether everything is computed at a step.
+
+        Raises:
+            ValueError: the schedule is for another number of steps.
+        """
+        listed = self.schedule
+        if not listed:
+            return self.full_every(self.interval, step)
+        mask = isinstance(listed[0], bool)
+        if len(listed) != step.count if mask else max(listed) >= step.count:
+            told = f"has {len(listed)} entries" if mask else f"lists step {max(listed)}"
+            raise ValueError(f"the schedule of SkipCache {told}, but {step.count} steps are executed (0 is the first).")
+        return bool(listed[step.index]) if mask else step.index in listed
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps keep what enters the last k blocks, the others recall it."""
