@@ -344,13 +344,16 @@ def is_full(t: Tensor, i: int) -> bool:
     return i % 2 == 0 or t >= 800
 
 
-@pytest.mark.parametrize(("layers", "depth"), [(4, 1), (6, 1), (6, 2), (10, 3)])
-def test_skip_cache_on_skip_dit_is_the_plain_loop(layers, depth):
-    model, kept = dit(layers), {}
+@pytest.mark.parametrize(
+    ("layers", "pairs", "depth"),
+    [(4, 2, 1), (6, 3, 1), (6, 3, 2), (10, 5, 3), (6, 2, 1), (6, 2, 2), (8, 1, 1)],  # the last three join outer pairs
+)
+def test_skip_cache_on_skip_dit_is_the_plain_loop(layers, pairs, depth):
+    model, kept = dit(layers, skip_pairs=pairs), {}
 
     def plain(x: Tensor, t: Tensor, i: int) -> Tensor:
         rows = (x, t.expand(2), IMAGES[2])
-        return naive_skip.skip_dit(model, *rows, layers // 2, kept=kept, depth=depth, partial=not is_full(t, i))
+        return naive_skip.skip_dit(model, *rows, pairs, kept=kept, depth=depth, partial=not is_full(t, i))
 
     naive = sample(plain, IMAGES[0])
     steps = scheduler()
