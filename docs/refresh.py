@@ -1,7 +1,8 @@
 """Rewrite what the pages quote from the library: `python docs/refresh.py`.
 
 Between `<!-- prints: EXPRESSION -->` and `<!-- end -->` stands what the expression prints, evaluated with the public
-names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set. Between `<!-- rows: NAME -->` and
+names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set; for language models with `lm`, a tiny
+Llama with random weights, `tiny(routing)`, its tokenizer, `words`, and a `sentence`. Between `<!-- rows: NAME -->` and
 `<!-- end -->` stand the published multiply-adds of `tests/published.py` called NAME, beside the planned ones. Between
 `<!-- families: all -->` and `<!-- end -->` stands the table of families.
 """
@@ -9,16 +10,19 @@ names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set. B
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDIMScheduler
 
 import whenwhere
+from whenwhere import lm
 from whenwhere.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import published  # noqa: E402
+import tiny_language  # noqa: E402
 
 MARKED = re.compile(r"(<!-- (prints|rows|families): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SEPARATE = ", in separate calls"
@@ -41,7 +45,7 @@ def _quotation(found: re.Match[str]) -> str:
 
 def _printed(expression: str) -> str:
     with published.built_and_priced_once():
-        text = str(eval(expression, vars(whenwhere) | {"ddim": _ddim}))
+        text = str(eval(expression, vars(whenwhere) | HELPERS))
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return f"```python\n>>> print({expression})\n```\n\n```text\n{lines}\n```"
 
@@ -51,6 +55,20 @@ def _ddim(steps: int) -> DDIMScheduler:
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
     return scheduler
+
+
+def _tiny(routing: lm.Routing) -> Any:
+    """A routed Llama of eight layers, whose weights are the same every time."""
+    return tiny_language.routed(routing, num_hidden_layers=8)
+
+
+HELPERS = {
+    "ddim": _ddim,
+    "lm": lm,
+    "tiny": _tiny,
+    "words": tiny_language.words(),
+    "sentence": tiny_language.SENTENCE,
+}
 
 
 def _families() -> str:

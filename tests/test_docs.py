@@ -72,6 +72,13 @@ def test_the_order_of_imports_on_the_page_is_the_one_that_is_tested():
     assert heights == HEIGHT | {"core": 0}
 
 
+@pytest.mark.parametrize("page", ["mod", "sdt", "stt"])
+def test_a_page_quotes_the_trace_that_the_library_prints(page):
+    text = (ROOT / "docs" / "methods" / f"{page}.md").read_text(encoding="utf-8")
+    assert text.count("layer 7") == 1
+    assert text == run_path(str(ROOT / "docs" / "refresh.py"))["refreshed"](text), "run docs/refresh.py"
+
+
 def test_the_site_builds_and_its_pages_fetch_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs", reason="the site needs the extra: pip install whenwhere[docs]")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

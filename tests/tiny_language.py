@@ -1,10 +1,14 @@
 """Tiny random language models, and routed ones."""
 
+import re
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from whenwhere.lm import Routing, calibrate, route
 
@@ -19,6 +23,7 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SENTENCE = "The capital of Italy is Rome, and that of France is Paris."
 MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 
 
@@ -43,6 +48,15 @@ def calibrated(routing: Routing, family: str = "llama", attention: str = "sdpa")
     model = routed(routing, family, attention)
     calibrate(model, [text(4, 40, seed=9)])
     return model
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the words of one sentence, each with the blank in front of it."""
+    pattern = r" ?\w+|[,.]"
+    known = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", *re.findall(pattern, SENTENCE)])
+    tokens = Tokenizer(WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = Split(Regex(pattern), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>", pad_token="<pad>")
 
 
 def text(rows: int = 2, tokens: int = 16, seed: int = 0) -> Tensor:
