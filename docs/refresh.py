@@ -4,7 +4,7 @@ Between `<!-- prints: EXPRESSION -->` and `<!-- end -->` stands what the express
 names of whenwhere and `ddim(steps)`, a DDIMScheduler whose timesteps are set; for language models with `lm`, a tiny
 Llama with random weights, `tiny(routing)`, its tokenizer, `words`, and a `sentence`. Between `<!-- rows: NAME -->` and
 `<!-- end -->` stand the published multiply-adds of `tests/published.py` called NAME, beside the planned ones. Between
-`<!-- families: all -->` and `<!-- end -->` stands the table of families.
+`<!-- families: all -->` and `<!-- end -->` stands the table of families, and for `architectures` that of networks.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Any
 from diffusers import DDIMScheduler
 
 import whenwhere
-from whenwhere import lm
+from whenwhere import architectures, lm
 from whenwhere.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import published  # noqa: E402
 import tiny_language  # noqa: E402
 
-MARKED = re.compile(r"(<!-- (prints|rows|families): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (prints|rows|families|architectures): (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SEPARATE = ", in separate calls"
 UNITS = {"T": published.TERA, "G": published.GIGA}
 
@@ -36,8 +36,8 @@ def refreshed(page: str) -> str:
 
 def _quotation(found: re.Match[str]) -> str:
     opening, kind, what, closing = found.groups()
-    if kind == "families":
-        text = _families()
+    if kind in ("families", "architectures"):
+        text = _families() if kind == "families" else _architectures()
     else:
         text = _printed(what) if kind == "prints" else _table(getattr(published, what))
     return f"{opening}{text}\n{closing}"
@@ -80,6 +80,17 @@ def _families() -> str:
         kinds = ", ".join(dict.fromkeys(part.kind for part in family.parts if part.path))
         skips = "mirrored blocks" if family.mirrored else "U-Net" if any(p.rung for p in family.parts) else ""
         lines.append(f"| {roles} | {kinds} | {skips} |")
+    return "\n".join(lines)
+
+
+def _architectures() -> str:
+    lines = ["| name | denoiser | steps | guidance | published at |", "|---|---|---|---|---|"]
+    separate = {family.model for family in FAMILIES if family.passes}
+    for row in map(architectures.architecture, architectures.names()):
+        guidance = "separate calls" if row.model in separate else "one batch"
+        guidance = guidance if row.guided else "distilled"
+        page = row.source.partition(": ")[0]
+        lines.append(f"| `{row.name}` | `{row.model}` | {row.steps} | {guidance} | <{page}> |")
     return "\n".join(lines)
 
 
