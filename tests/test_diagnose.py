@@ -1,6 +1,7 @@
 """The survey of smoothness and its command, and the conversion of published checkpoints by command."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tiny_models import BETAS, DIT, VAE, randomised
 
 from whenwhere.bench.survey import Extent, default_prompts, survey
 from whenwhere.bench.variant import Variant
+from whenwhere.metrics.smoothness import random_direction
 from whenwhere.metrics.spectra import fusion_spectra
 from whenwhere.models import SkipDiTTransformer2DModel
 
@@ -56,6 +58,33 @@ def test_the_surface_is_one_where_nothing_is_perturbed():
         assert row["first"][1][1] == pytest.approx(1, abs=1e-6)
         assert 0 < row["mean"] < row["worst"]
         assert len(row["means"]) == 2
+
+
+def test_a_perturbed_network_runs_the_sampler_itself_from_the_same_noise():
+    """One corner of the surface, by hand: move the weights, run the whole pipeline, look at the third prediction."""
+    predictions: list[list[torch.Tensor]] = []
+    generator = torch.Generator().manual_seed(0)
+    pipe = pipeline()
+    directions = [random_direction(pipe.transformer, generator) for _ in range(2)]
+    for radius in (0.0, SMALL.radius):
+        pipe, seen = pipeline(), []
+        for name, parameter in pipe.transformer.named_parameters():
+            parameter.data.add_(-radius * (directions[0][name] + directions[1][name]))
+        pipe.transformer.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1][0]))
+        seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+        pipe(class_labels=[3, 5], num_inference_steps=4, guidance_scale=1.0, generator=seeds)
+        predictions.append(seen)
+    for row in found()["surface"]:
+        plain, moved = (seen[row["step"]].flatten(1) for seen in predictions)
+        expected = torch.nn.functional.cosine_similarity(plain, moved).mean()
+        assert row["first"][0][0] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_it_may_be_asked_once_on_what_the_plain_run_saw():
+    asked = survey(pipeline(), ["3", "5"], replace(SMALL, rerun=False))["surface"]
+    first, later = zip(found()["surface"], asked, strict=True)
+    assert first[0]["means"] == pytest.approx(first[1]["means"], rel=1e-5)  # at step 0 the noise is all there is
+    assert later[0]["mean"] > 1.01 * later[1]["mean"]  # behind it the paths have parted
 
 
 def test_a_cache_leaves_the_plain_predictions_at_partial_steps_only():

@@ -5,9 +5,8 @@ or differentiated. So it works on every pipeline whose blocks pass one tensor on
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from ..anatomy import find, walk
 from ..families import FAMILIES
 from ..finding import denoiser_of
-from ..metrics.smoothness import change_map, perturbation_surface, random_direction, recorded, roughness, similarity
+from ..metrics.smoothness import change_map, perturbation_surfaces, random_direction, recorded, roughness, similarity
 from ..metrics.spectra import block_jacobian_norms, fusion_spectra
 from ..ranges import at_least
 from ..site import Kind
+from .calls import Calls, noted
 from .drawing import attached, draw
 from .variant import PLAIN, Variant
 
@@ -37,6 +37,9 @@ class Extent:
         iterations: of the power method; 0 measures no Jacobian.
         guidance: scale.
         seed: of noise and directions.
+        rerun: whether a network of moved weights runs the sampler itself up to each moment, from the same noise, as
+            published; otherwise it is asked once, on what the network as it is was given there. That is quicker, and
+            leaves out what errors add up to.
     """
 
     steps: int = 20
@@ -47,6 +50,7 @@ class Extent:
     iterations: int = 10
     guidance: float = 1.0
     seed: int = 0
+    rerun: bool = True
 
     def __post_init__(self) -> None:
         at_least(2, steps=self.steps, grid=self.grid)
@@ -63,14 +67,6 @@ class Extent:
         return [float(x) for x in torch.linspace(-self.radius, self.radius, self.grid)]
 
 
-@dataclass
-class _Calls:
-    """What the denoiser was called with and what it answered, one entry for every call of a run."""
-
-    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-
-
 def survey(pipe: Any, prompts: Sequence[str], extent: Extent, variant: Variant = PLAIN) -> dict[str, Any]:
     """Run a pipeline on these prompts and measure; plain data, ready for JSON.
 
@@ -85,7 +81,7 @@ def survey(pipe: Any, prompts: Sequence[str], extent: Extent, variant: Variant =
     if not blocks:
         raise ValueError(f"{type(denoiser).__name__} has no transformer blocks, so there is nothing to survey.")
     try:
-        with recorded(blocks) as features, _noted(denoiser) as calls:
+        with recorded(blocks) as features, noted(denoiser) as calls:
             _run(pipe, prompts, extent, PLAIN)
     except AttributeError as error:
         raise ValueError(
@@ -93,11 +89,20 @@ def survey(pipe: Any, prompts: Sequence[str], extent: Extent, variant: Variant =
         ) from error
     steps = sorted({int(moment * len(calls.inputs)) for moment in extent.moments})
     found = _change(features)
-    found["surface"] = [_surface(denoiser, calls, step, extent) for step in steps]
+
+    def rerun() -> list[Tensor]:
+        with noted(denoiser, steps[-1] + 1) as again:
+            _run(pipe, prompts, extent, PLAIN)
+        return [again.outputs[step] for step in steps]
+
+    def ask() -> list[Tensor]:
+        return [denoiser(*args, **kwargs)[0] for args, kwargs in (calls.inputs[step] for step in steps)]
+
+    found["surface"] = _surfaces(denoiser, rerun if extent.rerun else ask, steps, extent)
     if extent.iterations:
         found["jacobians"] = [_jacobians(denoiser, blocks, calls, step, extent) for step in steps]
     if variant.methods:
-        with _noted(denoiser) as cached:
+        with noted(denoiser) as cached:
             _run(pipe, prompts, extent, variant)
         mean, spread = similarity(cached.outputs, calls.outputs)
         found["similarity"] = {"method": variant.label, "mean": mean.tolist(), "spread": spread.tolist()}
@@ -127,22 +132,6 @@ def _run(pipe: Any, prompts: Sequence[str], extent: Extent, variant: Variant) ->
         draw(pipe, prompts, seeds, extent.steps, extent.guidance)
 
 
-@contextmanager
-def _noted(denoiser: nn.Module) -> Iterator[_Calls]:
-    """Inside this block the denoiser's calls are noted."""
-    calls = _Calls()
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.inputs.append((args, dict(kwargs)))
-        calls.outputs.append(output[0].detach().clone())
-
-    handle = denoiser.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
 def _change(features: list[list[Tensor]]) -> dict[str, Any]:
     changes = change_map(features)
     relative = changes.relative
@@ -158,26 +147,24 @@ def _change(features: list[list[Tensor]]) -> dict[str, Any]:
     }
 
 
-def _surface(denoiser: nn.Module, calls: _Calls, step: int, extent: Extent) -> dict[str, Any]:
-    args, kwargs = calls.inputs[step]
+def _surfaces(
+    denoiser: nn.Module, observe: Callable[[], Sequence[Tensor]], steps: Sequence[int], extent: Extent
+) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(extent.seed)
-    surfaces = []
+    pairs = []
     for _ in range(extent.pairs):
         directions = random_direction(denoiser, generator), random_direction(denoiser, generator)
-        observe = lambda: denoiser(*args, **kwargs)[0]  # noqa: E731 - one line is clearest
-        surfaces.append(perturbation_surface(denoiser, observe, directions, extent.offsets, extent.offsets))
-    means, worst = zip(*map(roughness, surfaces), strict=True)
-    return {
-        "step": step,
-        "mean": sum(means) / len(means),
-        "worst": max(worst),
-        "means": list(means),
-        "first": surfaces[0].tolist(),
-    }
+        pairs.append(perturbation_surfaces(denoiser, observe, directions, extent.offsets, extent.offsets))
+    found = []
+    for step, surfaces in zip(steps, zip(*pairs, strict=True), strict=True):
+        means, worst = zip(*map(roughness, surfaces), strict=True)
+        spread = {"mean": sum(means) / len(means), "worst": max(worst), "means": list(means)}
+        found.append({"step": step, **spread, "first": surfaces[0].tolist()})
+    return found
 
 
 def _jacobians(
-    denoiser: nn.Module, blocks: Sequence[nn.Module], calls: _Calls, step: int, extent: Extent
+    denoiser: nn.Module, blocks: Sequence[nn.Module], calls: Calls, step: int, extent: Extent
 ) -> dict[str, Any]:
     args, kwargs = calls.inputs[step]
     generator = torch.Generator().manual_seed(extent.seed)

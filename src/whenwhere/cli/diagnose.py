@@ -37,6 +37,9 @@ Radius = Annotated[float, typer.Option(help="Largest perturbation, as a share of
 Iterations = Annotated[int, typer.Option(min=0, help="Of the power method for Jacobians; 0 leaves them out.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of noise and directions.")]
+Rerun = Annotated[
+    bool, typer.Option(help="Perturbed networks run the sampler themselves; otherwise they are asked once per moment.")
+]
 Png = Annotated[Path | None, typer.Option(help="Draw everything to this file.", show_default=False)]
 Device = options.Device
 
@@ -60,6 +63,7 @@ def smoothness(
     guidance: Guidance = 1.0,
     method: options.Method = "",
     seed: Seed = 0,
+    rerun: Rerun = True,
     device: Device = "cpu",
     png: Png = None,
     as_json: options.AsJson = False,
@@ -79,7 +83,7 @@ def smoothness(
     from ..bench.model import open_model
     from ..bench.survey import Extent, default_prompts, survey
 
-    extent = Extent(steps, (0.2, 0.5, 0.8), pairs, grid, radius, iterations, guidance, seed)
+    extent = Extent(steps, (0.2, 0.5, 0.8), pairs, grid, radius, iterations, guidance, seed, rerun)
     pipe = open_model(pipeline, device, "float32").pipeline
     found = survey(pipe, prompts or default_prompts(pipe, samples), extent, variant)
     if png is not None:

@@ -36,7 +36,6 @@ def random_direction(model: nn.Module, generator: torch.Generator, per: Per = "r
     return direction
 
 
-@torch.no_grad()
 def perturbation_surface(
     model: nn.Module,
     observe: Callable[[], Tensor],
@@ -54,20 +53,36 @@ def perturbation_surface(
         alphas: published: 21 of -0.005 ... 0.005 for Latte, -1 ... 1 for DiT-XL/2.
         betas: as alphas.
     """
+    return perturbation_surfaces(model, lambda: (observe(),), directions, alphas, betas)[0]
+
+
+@torch.no_grad()
+def perturbation_surfaces(
+    model: nn.Module,
+    observe: Callable[[], Sequence[Tensor]],
+    directions: tuple[Direction, Direction],
+    alphas: Sequence[float],
+    betas: Sequence[float],
+) -> Tensor:
+    """The surfaces of several features that are observed in one go, (features, len alphas, len betas).
+
+    All else is as for `perturbation_surface`.
+    """
     own = dict(model.named_parameters())
     original = {name: parameter.detach().clone() for name, parameter in own.items()}
     reference = observe()
-    surface = torch.empty(len(alphas), len(betas))
+    surfaces = torch.empty(len(reference), len(alphas), len(betas))
     try:
         for i, alpha in enumerate(alphas):
             for j, beta in enumerate(betas):
                 for name, parameter in own.items():
                     parameter.copy_(original[name] + alpha * directions[0][name] + beta * directions[1][name])
-                surface[i, j] = cosine(observe(), reference).mean()
+                pairs = zip(observe(), reference, strict=True)
+                surfaces[:, i, j] = torch.stack([cosine(*pair).mean() for pair in pairs])
     finally:
         for name, parameter in own.items():
             parameter.copy_(original[name])
-    return surface
+    return surfaces
 
 
 def roughness(surface: Tensor) -> tuple[float, float]:
