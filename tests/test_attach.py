@@ -9,7 +9,7 @@ from unittest.mock import patch
 import diffusers
 import pytest
 import torch
-from fakes import TOWER, Every, doubling_pipeline
+from fakes import TOWER, Every, Nesting, doubling_pipeline
 from pipelines import build, run
 
 from whenwhere import DeepCache, Method, TGate, attach
@@ -46,7 +46,7 @@ class Times(Decision):
 
 
 @dataclass(frozen=True)
-class Always(Method):
+class Always(Nesting):
     """The same decision at every block and step."""
 
     decision: Decision | None

@@ -49,6 +49,11 @@ class Decision(ABC):
         """What to do instead when nothing is remembered, or when another method asks for a full evaluation."""
         return self
 
+    @property
+    def hollow(self) -> bool:
+        """Whether what it returns is not the module's own output, but makes sense in a skipped region as a whole."""
+        return False
+
     def share(self) -> float:
         """The share of the site's multiply-adds that is spent, in [0, 1]."""
         return 0.0 if self.stops else 1.0
@@ -138,6 +143,11 @@ class Reuse(Decision):
         """Recall."""
         kept = slot.get(call)
         return map_tensors(kept, room) if self.keep is outline else kept
+
+    @property
+    def hollow(self) -> bool:
+        """As the keep is."""
+        return self.keep.hollow
 
     def fresh(self) -> Decision:
         """Run and keep."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import unwrap
+from itertools import permutations
 from typing import Any
 
 from torch import nn
@@ -90,11 +91,14 @@ def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list
     """The sites that some method asks about, and the model.
 
     Raises:
-        ValueError: a method refuses the model, or finds no site it asks about.
+        ValueError: a method refuses the model or another method, or finds no site it asks about.
     """
     everything = tuple(sites)
     for method in methods:
         method.check(everything, model)
         if not any(method.asks(site) for site in everything):
             raise ValueError(f"{method} asks about {', '.join(sorted(method.kinds))}; {model} has none of these.")
+    for method, other in permutations(methods, 2):
+        if reason := method.conflict(other, everything):
+            raise ValueError(f"{method} does not go with {other}: {reason}")
     return [site for site in everything if site.kind is Kind.MODEL or any(method.asks(site) for method in methods)]

@@ -20,12 +20,14 @@ class Keep:
         size: the bytes that are kept per image, given the bytes of one row of every tensor of the output and the
             number of branches; what makes the plan's bytes.
         folds: whether one branch is made of all, so that `of` needs to know them.
+        hollow: whether some of it holds nothing, as nobody behind reads it.
     """
 
     name: str
     of: Callable[[Output, Branches | None], Output]
     size: Callable[[Sequence[int], int], int]
     folds: bool = False
+    hollow: bool = False
 
     def folds_by(self, branches: Branches | None) -> int:
         """How many times fewer rows are kept than came in."""
@@ -43,7 +45,7 @@ def _outline(output: Output, _: Branches | None) -> Output:
 whole = Keep("whole", _whole, size=lambda parts, branches: branches * sum(parts))
 # A stand-in of the same shape that occupies one number. It is what flows through a part of the network that is skipped,
 # up to the site whose output was really kept.
-outline = Keep("outline", _outline, size=lambda _parts, _branches: 0)
+outline = Keep("outline", _outline, size=lambda _parts, _branches: 0, hollow=True)
 
 
 def room(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Setting:
         scheduler: class name of the scheduler.
         guidance: the guidance scale, where the pipeline tells it.
         size: shape of one row of what enters the denoiser.
-        skipped: evaluations that the scheduler laid out but that are not executed, in image-to-image.
+        skipped: evaluations that the scheduler laid out before the first that is executed, in image-to-image.
     """
 
     steps: int
@@ -69,6 +69,12 @@ class Method(ABC):
 
     def check(self, sites: Sequence[Site], model: str) -> None:  # noqa: B027  (an optional refinement, not abstract)
         """Refuse a model by raising ValueError that names the methods which fit it instead."""
+
+    def conflict(self, other: "Method", sites: Sequence[Site]) -> str:
+        """Why it does not go with another method on a model with these sites; empty if it does."""
+        if type(self) is type(other) and any(self.asks(site) and other.asks(site) for site in sites):
+            return f"both have the same sites; one {type(self).__name__} decides about them."
+        return ""
 
     def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
         """The method with everything filled in that depends on the model, or on the pipeline where one is attached to.

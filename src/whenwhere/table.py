@@ -1,8 +1,8 @@
 """The table of decisions, sites x steps, laid from the methods before anything runs.
 
-Besides asking every method about every site and step, laying the table settles what follows from it: a recall where
-nothing is remembered becomes a computation, a site inside a recalled one is not reached, and nothing is kept that no
-later step recalls. Printing, costing and carrying out all read the same table.
+Besides asking every method about every site and step, laying the table settles what follows from it: a region that one
+method leaves empty is computed where another one keeps something of it, a recall where nothing is remembered becomes a
+computation, a site inside a recalled one is not reached, and nothing is kept that no later step recalls. Printing, costing and carrying out all read the same table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,6 +46,8 @@ def lay(
     """
     columns = [Column(step, [_ask(site, methods, step) for site in sites], [True] * len(sites)) for step in steps]
     within = ancestors(sites)
+    for column in columns if len(methods) > 1 else ():
+        _fill_what_others_keep(column, sites, within)
     remembered: set[SlotKey] = set()
     for column in columns:
         if column.step.index == handover and column.step.pass_ == 0:
@@ -97,6 +99,32 @@ def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ..
             renewed = any(other != i for other in renewing) and not whole and not method.lasting
             opinions.append(Opinion(i, decision.fresh() if renewed else decision))
     return tuple(opinions)
+
+
+def _fill_what_others_keep(column: Column, sites: Sequence[Site], within: list[list[int]]) -> None:
+    """Methods that leave a region empty compute everything where another method keeps what comes out of it."""
+    inside = [[i, *(j for j in within[i] if sites[j].kind is not Kind.MODEL)] for i in range(len(sites))]
+    filled: set[int] = set()
+    while True:
+        keeping = [{opinion.method for opinion in cell if _reads(opinion.decision)} for cell in column.opinions]
+        emptied = {
+            opinion.method
+            for i, cell in enumerate(column.opinions)
+            for opinion in cell
+            if opinion.decision.hollow and any(keeping[j] - {opinion.method} for j in inside[i])
+        }
+        if emptied <= filled:
+            return
+        filled |= emptied
+        column.opinions = [
+            tuple(Opinion(o.method, o.decision.fresh()) if o.method in emptied else o for o in cell)
+            for cell in column.opinions
+        ]
+
+
+def _reads(decision: Decision) -> bool:
+    """Whether it remembers what the module puts out, or sets it against what is remembered."""
+    return decision.keeps or (decision.recalls and not decision.stops)
 
 
 def _stops(opinions: tuple[Opinion, ...]) -> bool:

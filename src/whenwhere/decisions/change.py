@@ -3,7 +3,9 @@
 A network of residual blocks has nothing that would bring the present input past a skipped run, so not the run's output
 is remembered but its change, output minus input, and it is added to the present input. The changes of the blocks of a
 run telescope, so they are summed up in one slot, whose name the blocks share: one tensor per run, however long it is.
-What the network itself adds between blocks (position embeddings, control residuals) is no part of it and stays fresh.
+What is added to the stream between blocks (position embeddings, the residuals of SD 3's and Flux's ControlNets) is no
+part of it and stays fresh. What a passed block would read beside the stream is lost: long skips, and with them the
+residuals of Hunyuan-DiT's ControlNet, which methods must refuse.
 """
 
 from collections.abc import Sequence
@@ -62,6 +64,11 @@ class AddChange(Decision):
         change = slot.get(call)
         return plus(entering(call, change), change)
 
+    @property
+    def hollow(self) -> bool:
+        """Whether the change is that of a whole run."""
+        return bool(self.home)
+
     def fresh(self) -> Decision:
         """Run and keep."""
         return KeepChange(self.home)
@@ -81,6 +88,11 @@ class Pass(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """The input, nested as the output would be."""
         return entering(call, slot.get(call))
+
+    @property
+    def hollow(self) -> bool:
+        """Always."""
+        return True
 
     def fresh(self) -> Decision:
         """Run and keep."""

@@ -27,7 +27,7 @@ class Full(Decision):
         score: which score this attention's own projections tell; empty for none.
         tracked: whether ages are kept: the step, since the last full one, at which every token was computed.
         age: of this step; 0 at a full one.
-        hollow: whether the shape alone of the output is kept, as for what only a projection reads.
+        outlined: whether the shape alone of the output is kept, as for what only a projection reads.
     """
 
     branches: int
@@ -35,7 +35,7 @@ class Full(Decision):
     score: str = ""
     tracked: bool = False
     age: int = 0
-    hollow: bool = False
+    outlined: bool = False
 
     symbol: ClassVar[str] = "#"
     name: ClassVar[str] = "computed"
@@ -43,7 +43,7 @@ class Full(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """Run, remember, score."""
         output, score = run_and_score(call, self.score) if self.score else (call.run(), None)
-        kept = {"output": outline.of(output, None) if self.hollow else output}
+        kept = {"output": outline.of(output, None) if self.outlined else output}
         if self.tracked:
             if call.method.constants.bonus:
                 grid_of(call.tokens.shape[1], call.method.grid)  # refuses now what could not be spread later
@@ -55,7 +55,7 @@ class Full(Decision):
 
     def recalled(self, kept: Output) -> Output:
         """What is handed on in place of the output: what was kept, or room for its shape."""
-        return map_tensors(kept, room) if self.hollow else kept
+        return map_tensors(kept, room) if self.outlined else kept
 
     @property
     def keeps(self) -> bool:
@@ -72,7 +72,7 @@ class Full(Decision):
         if not tokens and unit.attended:  # joint attention puts out two tensors
             tokens = features // (unit.itemsize * unit.attended.width)
         notes = _FLOAT * tokens * (bool(self.score) + self.tracked)
-        return (notes if self.hollow else features + notes) * branches * samples
+        return (notes if self.outlined else features + notes) * branches * samples
 
     def extra(self, unit: Unit, samples: int) -> Macs:
         """Scores that need the attention map cost one of attention's two products again."""
@@ -94,6 +94,11 @@ class Recall(Decision):
     def apply(self, call: Call, slot: Slot) -> Output:
         """Recall."""
         return self.whole.recalled(slot.get(call)["output"])
+
+    @property
+    def hollow(self) -> bool:
+        """Where the shape alone was kept."""
+        return self.whole.outlined
 
     def fresh(self) -> Decision:
         """Run and keep."""
@@ -124,7 +129,7 @@ class Refresh(Decision):
             return self.whole.recalled(kept["output"])
         chosen = self._chosen(call, slot, kept, count)
         output = put(kept["output"], chosen, _run_on(call, take(tokens, chosen)))
-        now = {"output": kept["output"] if self.whole.hollow else output}
+        now = {"output": kept["output"] if self.whole.outlined else output}
         if self.whole.tracked:
             now["since"] = kept["since"].scatter(1, chosen, self.whole.age)
         slot.put(now, call)

@@ -78,7 +78,7 @@ class DeepCache(Method):
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Full steps compute and keep, the others recall what is deeper than the branch."""
         if site.kind is Kind.CONTROL:
-            keep = Keep("rim residuals", self._rim, self._rim_size)
+            keep = Keep("rim residuals", self._rim, self._rim_size, hollow=True)
         elif site.depth is None or site.depth <= self.branch:
             return None
         else:

@@ -4,7 +4,7 @@ Skip-Cache refreshes on a fixed grid. The first block runs at every step anyway,
 the last full step is known for free; when it has moved too far, the step becomes a full one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from ..clock import Step
 from ..decision import Call, Compute, Decision, Output, Reuse, Slot, outline, whole
 from ..decisions.measuring import change
 from ..longskips import LongSkips
+from ..method import Method
 from ..ranges import at_least
 from ..site import Site
 
@@ -49,6 +50,12 @@ class SkipDrift(LongSkips):
             raise TypeError(f"threshold must be a number, got {self.threshold!r}")
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {self.threshold}")
+
+    def conflict(self, other: Method, sites: Sequence[Site]) -> str:
+        """Which steps are full is known only while it runs, too late for others that skip blocks."""
+        if not other.innermost and any(self.asks(site) and other.asks(site) for site in sites):
+            return "both skip blocks, and at which steps SkipDrift does is known only while it runs."
+        return super().conflict(other, sites)
 
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
         """That a plan is the least, or how many steps drifted."""
