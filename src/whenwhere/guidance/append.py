@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..decision import Call, Output, Slot
 from ..pricing.sizes import sees_a_picture
@@ -37,8 +36,7 @@ class Append(Guided):
         negative = spread(text[0], len(own))
         named["encoder_hidden_states"] = torch.cat([own, negative], 1)
         mask = self._mask(own, named.get("attention_mask"), negative, text[1])
-        # `Attention` repeats a mask for its heads; other attention hands it on as it comes.
-        named["attention_mask"] = mask if isinstance(call.module, Attention) else mask[:, None]
+        named["attention_mask"] = mask if _repeats_masks(call.module) else mask[:, None]
         Tally.at(call, len(own))
         values = projections(call.module, "to_v", "to_kv")
         with tapped({module: self._tap(name, own.shape[1]) for name, module in values.items()}):
@@ -70,3 +68,10 @@ class Append(Guided):
         tokens = self.size.tokens_beside(sizes.text)
         attention = Macs(all=2 * sizes.queries * tokens * sizes.width * sizes.rows * samples)
         return attention + unit.part("to_k", "to_v", "to_kv").times(samples * tokens / sizes.text)
+
+
+def _repeats_masks(module: nn.Module) -> bool:
+    """Whether an attention repeats a mask (B, 1, T) for its heads; Wan's hands on what it is given."""
+    from diffusers.models.attention_processor import Attention
+
+    return isinstance(module, Attention)
