@@ -110,10 +110,9 @@ class Course:
             declared = self._anatomy.roles if self._guidance else (Role.CONDITIONAL,)
         self._clock.index, self._timesteps, self._place = 0, self._scheduler.timesteps, None
         told = any(method.reads_timestep for method in self._methods)
-        timesteps, sigmas = executed(self._pipe, self._scheduler, named.get("timestep"), told)
+        timesteps, sigmas, skipped = executed(self._pipe, self._scheduler, named.get("timestep"), told)
         scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
         scale = scale if isinstance(scale, int | float) else None  # a video may have one for every frame
-        skipped = len(self._scheduler.timesteps) - len(timesteps)
         for method in self._methods:
             method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
         modules, successors = list(self._modules.values()), list(self._successors.values())

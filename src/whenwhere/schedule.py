@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .clock import Scheduler
+from .clock import Scheduler, place
 
 
 def executed(
     pipe: object, scheduler: Scheduler, given: object, told: bool
-) -> tuple[list[float | None], list[float | None]]:
-    """Timesteps and noise levels of a generation. Image-to-image runs the tail of what the scheduler laid out.
+) -> tuple[list[float | None], list[float | None], int]:
+    """Timesteps and noise levels of a generation, and how many were laid out before the first of them.
+
+    Image-to-image runs the tail of what the scheduler laid out; an ensemble of two denoisers parts it.
 
     Args:
         pipe: the pipeline, which may know how many steps it runs.
@@ -26,18 +28,18 @@ def executed(
     laid = len(scheduler.timesteps)
     if laid == 0:
         raise RuntimeError("the scheduler has no timesteps: call its set_timesteps before the denoiser.")
-    known = getattr(pipe, "_num_timesteps", None)
-    count = known if isinstance(known, int) and 0 < known <= laid else laid
-    if not told:
-        return [None] * count, []
-    timesteps: list[float | None] = [float(t) for t in scheduler.timesteps]
-    first = laid - count
-    if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
-        first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
+    known, lies = getattr(pipe, "_num_timesteps", None), place(scheduler.timesteps, given)
+    count = known if isinstance(known, int) and 0 < known <= laid else laid - (lies or 0)
+    first = laid - count if lies is None or lies + count > laid else lies
     if getattr(scheduler, "begin_index", None) == 0:
         first = 0  # the pipeline says so; what is left at the end is no step (Sana-Sprint)
+    if not told:
+        return [None] * count, [], first
+    timesteps: list[float | None] = [float(t) for t in scheduler.timesteps]
+    if isinstance(given, Tensor) and timesteps[0] == float(given.flatten()[0]) != timesteps[first]:
+        first = 0  # the head of the schedule: an ensemble hands the rest over to a refiner
     sigmas = noise_levels(scheduler, timesteps)
-    return timesteps[first : first + count], sigmas[first : first + count]
+    return timesteps[first : first + count], sigmas[first : first + count], first
 
 
 def handover(pipe: object, scheduler: Scheduler) -> int | None:
