@@ -57,14 +57,15 @@ def expected_of(
     keys: Callable[[int], bool],
     alpha: float = 0.0,
     late: float = 0.5,
+    last: bool = False,
 ) -> Tensor:
-    """The naive loop. Late latents get their noise before the encoder sees them."""
+    """The naive loop. Late latents get their noise before the encoder sees them, or last, before the scheduler does."""
     network, options = Encoded(pipe.unet, 0, keys), naive.fresh(start.options)
     scheduler, count, latest = naive.deepcopy(start.scheduler), len(start.timesteps), {}
     x = start.latents
     for s, t in enumerate(start.timesteps):
-        if s and s >= max(1, round(late * count)):
-            x = x + alpha * start.latents
+        noise = alpha * start.latents if s >= max(1, round(late * count)) else 0.0
+        x = x if last else x + noise
         inputs = fill(start.inputs, scheduler.scale_model_input(x, t), t)
         if start.control and keys(s):
             now = {key: inputs[key] for key in ("sample", "timestep")}
@@ -72,7 +73,7 @@ def expected_of(
             latest = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         with torch.no_grad():
             output = network(s, inputs | latest)
-        guided = len(output) > len(x)
+        guided, x = len(output) > len(x), x + noise if last else x
         x = scheduler.step(combine(output, x) if guided else output, t, x, **options)[0]
     return x
 
@@ -105,7 +106,7 @@ def test_the_presets_of_deepfloyd_are_its_rules():
 
 def test_a_preset_is_for_its_number_of_steps_and_can_be_moved_to_another():
     assert FasterDiffusion(keys="sd-50").schedule(50) == PRESETS["sd-50"][1]
-    with pytest.raises(ValueError, match=r"made for 50 steps, 20 are executed. keys=rescaled\('sd-50', 20\)"):
+    with pytest.raises(ValueError, match=r"made for 50 steps, 20 are executed .*keys=rescaled\('sd-50', 20\)"):
         plan("sd15", FasterDiffusion(keys="sd-50"), steps=20)
     assert rescaled("sd-50", 50) == PRESETS["sd-50"][1]
     assert rescaled("sd-50", 100) == (0, 2, 4, 6, 10, 20, 30, 50, 70)
@@ -305,6 +306,19 @@ def test_noise_alone_is_added_before_every_late_step(start, steps):
     assert attachment.trace.held == attachment.trace.cost.bytes
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_the_order_of_the_authors_parallel_form_can_be_had_in_both_forms(name):
+    pipe, latents = build(name), {}
+    first, last = (expected_of(pipe, opened(name), every(3), alpha=1.0, last=last) for last in (False, True))
+    assert distance(first, last) > 1e-4
+    for cap in FORMS:
+        with attach(pipe, FasterDiffusion(every=3, alpha=1.0, batch_cap=cap, noise_last=True)) as attachment:
+            latents[cap] = run(name, pipe, steps=STEPS)
+        assert distance(latents[cap], last) <= 1e-5
+        assert attachment.trace.row("scheduler") == "####~~~~"
+        assert attachment.trace.held == attachment.plan.cost.bytes
+
+
 def test_the_latents_of_a_callback_and_of_an_object_answer_carry_the_noise():
     pipe, seen = build("sd"), {}
 
@@ -426,6 +440,7 @@ def test_computing_ahead_holds_predictions_in_place_of_features():
         ({"start": 1.0}, ValueError, "start must be a fraction"),
         ({"split": -1}, ValueError, "split must be at least 0"),
         ({"batch_cap": 0}, ValueError, "batch_cap must be at least 1"),
+        ({"noise_last": "yes"}, ValueError, "noise_last must be one of False, True"),
     ],
     ids=str,
 )
@@ -495,6 +510,28 @@ def test_guidance_that_ends_in_the_middle_of_a_span_computes_the_next_step():
         pipe._guidance_scale = 3.0
         assert encoder[0] == 2
         assert set(encoder[1:]) == {1}
+
+
+@pytest.mark.parametrize(("cap", "first"), [(1, 2), (2, 2), (3, 3), (STEPS, 4)])
+def test_a_prompt_that_a_callback_changes_within_a_span_takes_effect_with_the_next_batch_of_decoders(cap, first):
+    """The prompt changes after step 1; keys are 0 and 4. The encoder reads it at step 4 in any form."""
+    pipe = build("sd")
+
+    def latents_of(change: bool) -> list[Tensor]:
+        seen = []
+
+        def note(_: Any, step: int, __: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            seen.append(inputs["latents"].clone())
+            return {"prompt_embeds": inputs["prompt_embeds"].flip(-1)} if change and step == 1 else {}
+
+        with attach(pipe, FasterDiffusion(every=4, alpha=0, batch_cap=cap)) as attachment:
+            run("sd", pipe, callback=note, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+        assert [step for step, symbol in enumerate(attachment.trace.row("mid_block")) if symbol == "#"] == [0, 4]
+        return seen
+
+    plain, changed = latents_of(change=False), latents_of(change=True)
+    equal = [torch.equal(one, other) for one, other in zip(plain, changed, strict=True)]
+    assert equal == [step < first for step in range(6)]
 
 
 def test_a_size_that_changes_between_key_steps_is_an_error():

@@ -42,9 +42,10 @@ class Prior(Decision):
 
 @dataclass(frozen=True, slots=True)
 class Inject(Decision):
-    """Add a share of the initial latents to those that leave this step."""
+    """Add a share of the initial latents to those that leave this step, or to those that enter it."""
 
     alpha: float
+    entering: bool = False
     shared: bool = True
 
     symbol: ClassVar[str] = "~"
@@ -52,7 +53,9 @@ class Inject(Decision):
     recalls: ClassVar[bool] = True
 
     def apply(self, call: Call, slot: Slot) -> Output:
-        """Move, and add."""
+        """Move, and add; or add, and move."""
+        if self.entering:
+            return call.forward(**call.kwargs | {"sample": call.kwargs["sample"] + self.alpha * slot.get(call)})
         return _add(call.run(), slot.get(call), self.alpha)
 
     def fresh(self) -> Decision:

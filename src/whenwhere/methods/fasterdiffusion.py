@@ -8,38 +8,24 @@ noise, added to the late latents, brings texture back.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from ..attach import attach
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, outline, whole
 from ..decisions.ahead import Again, Ahead, Handed, Once
+from ..decisions.encoderchange import EncoderNotes, EncoderRecorder
+from ..decisions.keysteps import PRESETS, Keys, Rule, ascending, chosen, rescaled, spread_by_change
 from ..decisions.prior import Inject, Prior
 from ..method import Method, Setting
 from ..ranges import at_least, one_of
 from ..site import Kind, Side, Site
 
-_SD = (0, 1, 2, 3, 5, 10, 15, 25, 35)
-
-# Key steps of the published results, with the number of steps they were made for (section 4 and the authors' code).
-PRESETS: Mapping[str, tuple[int, tuple[int, ...]]] = {
-    "sd-50": (50, _SD),  # also text to video, and ControlNet
-    "sd-20": (20, _SD[:7]),  # DPM-Solver and DPM-Solver++
-    "dreambooth-50": (50, (*_SD, 40)),  # also Custom Diffusion
-    "if-1": (100, tuple(i for i in range(100) if i < 10 or i > 85 or i % 5 == 0)),  # DeepFloyd-IF, stage 1
-    # The code's; the paper says every step.
-    "if-2": (50, tuple(i for i in range(50) if i < 20 or i > 40 or i % 2 == 0)),
-    "if-3": (75, tuple(j * (j + 3) // 2 for j in range(11))),
-}
-
-
-def rescaled(preset: str, steps: int) -> tuple[int, ...]:
-    """The key steps of a preset, moved in proportion to another number of steps; those that meet become one."""
-    made_for, keys = PRESETS[preset]
-    return tuple(sorted({min(round(key * steps / made_for), steps - 1) for key in keys}))
+__all__ = ["PRESETS", "FasterDiffusion", "rescaled"]
 
 
 @dataclass(frozen=True)
@@ -48,13 +34,15 @@ class FasterDiffusion(Method):
 
     Attributes:
         every: n, at least 1: without `keys`, every n-th step is a key step; 1 makes all of them one.
-        keys: the key steps, ascending from 0; or the name of a preset (see `PRESETS`), for its number of steps only.
-            `rescaled(preset, steps)` moves one to another number.
+        keys: the key steps, ascending from 0; or the name of a preset (see `PRESETS`), for its number of steps only;
+            or a function that gives them for a number of steps, such as
+            `lambda steps: rescaled("sd-50", steps)`, which moves a preset. It must always give the same.
         alpha: at least 0: the share of the initial noise that is added to the latents before every late step; 0 is off.
         start: in (0, 1): where lateness begins, as a fraction of the executed schedule.
         split: for models without skip connections: how many blocks make the encoder. Experimental: the paper reports
             18 of DiT-XL's 28, without code.
         batch_cap: at least 1: the decoders of at most so many steps run in one batch; 1 runs them one by one.
+        noise_last: add the noise of a step after its network has run, as the authors' parallel form does.
 
     Raises:
         ValueError: a field out of range, here or when the model and the number of steps are known.
@@ -62,11 +50,12 @@ class FasterDiffusion(Method):
     """
 
     every: int = 4
-    keys: tuple[int, ...] | str = ()
+    keys: Keys = ()
     alpha: float = 0.003
     start: float = 0.5
     split: int = 0
     batch_cap: int = 1
+    noise_last: bool = False
 
     kinds: ClassVar = frozenset({Kind.MODEL, Kind.STEM, Kind.STAGE, Kind.BLOCK, Kind.CONTROL, Kind.SCHEDULER})
     reads_timestep: ClassVar = True  # the decoders of the steps ahead need theirs
@@ -75,17 +64,41 @@ class FasterDiffusion(Method):
     def __post_init__(self) -> None:
         at_least(1, every=self.every, batch_cap=self.batch_cap)
         at_least(0, split=self.split)
+        one_of("noise_last", self.noise_last, (False, True))
         if isinstance(self.keys, str):
             one_of("keys", self.keys, tuple(PRESETS))
+        elif callable(self.keys):
+            object.__setattr__(self, "keys", self.keys if isinstance(self.keys, Rule) else Rule(self.keys))
         else:
-            object.__setattr__(self, "keys", tuple(self.keys))
-            at_least(0, **{f"keys[{i}]": key for i, key in enumerate(self.keys)})
-            if self.keys and (self.keys[0] != 0 or list(self.keys) != sorted(set(self.keys))):
-                raise ValueError(f"keys must ascend from 0, each once, got {self.keys}")
+            object.__setattr__(self, "keys", ascending(tuple(self.keys)) if len(self.keys) else ())
         if not self.alpha >= 0:
             raise ValueError(f"alpha must be at least 0, got {self.alpha}")
         if not 0 < self.start < 1:
             raise ValueError(f"start must be a fraction of the schedule between 0 and 1, got {self.start}")
+
+    @classmethod
+    def measured(
+        cls, pipe: Any, generate: Callable[[], object], threshold: float, guidance: bool | None = None, **fields: Any
+    ) -> Self:
+        """The method with key steps chosen by how much the encoder's outputs change in plain runs (equation 2).
+
+        A step is a key step where the changes since the last one add up to more than the threshold at any resolution;
+        the paper names a threshold and no rule. The keys are for this number of steps.
+
+        Args:
+            pipe: as for `attach`.
+            generate: calls the pipeline as it will be used; prompts and seeds should vary (the paper took 100).
+            threshold: at least 0, in squared units of the features.
+            guidance: as for `attach`.
+            fields: the other fields.
+
+        Raises:
+            ValueError: a negative threshold, no encoder, or runs that are not whole or differ in length.
+        """
+        notes = EncoderNotes()
+        with attach(pipe, EncoderRecorder(notes), guidance=guidance):
+            generate()
+        return cls(keys=spread_by_change(notes.changes(), threshold), **fields)
 
     def asks(self, site: Site) -> bool:
         """The encoder and the middle; beside them what the settings need."""
@@ -116,15 +129,6 @@ class FasterDiffusion(Method):
                 f"that make the encoder by split, 1 to {blocks - 1} (experimental), or use FORA or DeltaDiT."
             )
 
-    def conflict(self, other: Method, sites: Sequence[Site]) -> str:
-        """Several steps in one call leave nobody else a say in each of them."""
-        if self.batch_cap > 1:
-            return (
-                "it runs the decoders of several steps in one call, where others cannot decide step by step; set "
-                "batch_cap=1."
-            )
-        return super().conflict(other, sites)
-
     def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
         """Refuse adapters, whose residuals are added to the encoder's outputs in place, and so to what is kept."""
         if getattr(pipe, "adapter", None) is not None:
@@ -144,19 +148,10 @@ class FasterDiffusion(Method):
         """The key steps among this many.
 
         Raises:
-            ValueError: a key beyond the last step, or a preset for another number of steps.
+            ValueError: a key beyond the last step, a preset for another number of steps, or a function's answer that
+                is no set of key steps.
         """
-        if isinstance(self.keys, str):
-            made_for, keys = PRESETS[self.keys]
-            if steps != made_for:
-                raise ValueError(
-                    f"{self}: this preset was made for {made_for} steps, {steps} are executed. "
-                    f"keys=rescaled({self.keys!r}, {steps}) moves it."
-                )
-            return keys
-        if self.keys and self.keys[-1] >= steps:
-            raise ValueError(f"{self}: only the steps 0 to {steps - 1} are executed.")
-        return self.keys or tuple(range(0, steps, self.every))
+        return chosen(self.keys, self.every, steps)
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Key steps run the encoder and keep, the others recall; several decoders may run ahead."""
@@ -177,10 +172,9 @@ class FasterDiffusion(Method):
         return Again(width, keep) if behind else Once(width, keep)
 
     def _noise(self, step: Step) -> Decision | None:
-        """After every step whose successor is late. The initial noise is what the first step starts from."""
-        late = max(1, round(self.start * step.count)) <= step.index + 1
-        if step.last:
-            return None
-        if step.index == 0:
-            return Prior(self.alpha if late else 0.0)
-        return Inject(self.alpha) if late else None
+        """After every step whose successor is late, or into every late one. The first starts from the initial noise."""
+        late = max(1, round(self.start * step.count))
+        due = step.index >= late if self.noise_last else step.index + 1 >= late and not step.last
+        if step.index == 0 and step.count > 1:
+            return Prior(self.alpha if due else 0.0)
+        return Inject(self.alpha, self.noise_last) if due else None
