@@ -6,6 +6,7 @@ of these, or with an error.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .method import Method, Setting
 from .pricing.cost import price_or_reason
 from .pricing.unit import Unit
 from .schedule import executed, handover
+from .setting import setting_of
 from .site import Kind, Site
 
 
@@ -64,6 +66,7 @@ class Course:
         self._warned = False
         self._laid_out = False  # since the last call of the denoiser
         self._timesteps = self._left = torch.empty(0)  # of the present generation; of one that another broke into
+        self._unsettled: Setting | None = None  # of the present generation, until its branches are known
         self._place: int | None = None  # of the last step among them, where it is known
         self._clock = Clock(scheduler, self._begin_anew, self._stepped, self._move)
 
@@ -111,12 +114,12 @@ class Course:
         self._clock.index, self._timesteps, self._place = 0, self._scheduler.timesteps, None
         told = any(method.reads_timestep for method in self._methods)
         timesteps, sigmas, skipped = executed(self._pipe, self._scheduler, named.get("timestep"), told)
-        scale, size = getattr(self._pipe, "guidance_scale", None), tuple(next(iter(named.values())).shape[1:])
-        scale = scale if isinstance(scale, int | float) else None  # a video may have one for every frame
-        for method in self._methods:
-            method.review(Setting(len(timesteps), type(self._scheduler).__name__, scale, size, skipped))
         modules, successors = list(self._modules.values()), list(self._successors.values())
-        taken_over = handover(self._pipe, self._scheduler) if successors else None
+        taken_over, sample = handover(self._pipe, self._scheduler) if successors else None, next(iter(named.values()))
+        setting = setting_of(self._pipe, self._scheduler, sample, timesteps, skipped, declared, taken_over)
+        self._unsettled = setting if declared is None and not self._anatomy.doubled else None
+        for method in self._methods:
+            method.review(setting)
         self.present = self.latest = Generation(
             self._sites, self._methods, self._anatomy, timesteps, declared, modules, sigmas, successors, taken_over
         )
@@ -131,8 +134,21 @@ class Course:
                 self._unexpected()
             return
         generation.stepped(samples)
+        self._settle(generation)
         if self._sites[-1].kind is Kind.SCHEDULER:
             generation.traced.reached[-1] = True
+
+    def _settle(self, generation: Generation) -> None:
+        """Tell the methods how many branches there are, where that is known only now."""
+        if self._unsettled is None or generation.branches is None:
+            return
+        setting, self._unsettled = replace(self._unsettled, branches=len(generation.branches.roles)), None
+        try:
+            for method in self._methods:
+                method.settle(setting)
+        except ValueError:
+            self.abandon()
+            raise
 
     def _refuse_turns(self, timestep: object) -> None:
         """Refuse to serve two generations in turns: what one remembers would be handed to the other.

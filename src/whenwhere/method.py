@@ -22,6 +22,10 @@ class Setting:
         guidance: the guidance scale, where the pipeline tells it.
         size: shape of one row of what enters the denoiser.
         skipped: evaluations that the scheduler laid out before the first that is executed, in image-to-image.
+        branches: in the guidance batch, where somebody declares them; else they are known after the first step.
+        configuration: what the scheduler was made with, as JSON; see `whenwhere.setting.configuration_of`.
+        timesteps: that will be executed, where a method reads them.
+        handover: the step at which a second denoiser takes over; that after the last where there is none.
     """
 
     steps: int
@@ -29,6 +33,10 @@ class Setting:
     guidance: float | None = None
     size: tuple[int, ...] | None = None
     skipped: int | None = None
+    branches: int | None = None
+    configuration: str | None = None
+    timesteps: tuple[float, ...] | None = None
+    handover: int | None = None
 
 
 class Method(ABC):
@@ -86,6 +94,9 @@ class Method(ABC):
 
     def review(self, setting: Setting) -> None:  # noqa: B027  (as above)
         """Look at a generation that is about to begin: refuse it by ValueError, or doubt it by a warning."""
+
+    def settle(self, setting: Setting) -> None:  # noqa: B027  (as above)
+        """Look again after the first step, where only now the branches are known; refuse by ValueError."""
 
     def revise(self, decision: Decision, step: Step, notes: Mapping[str, Any]) -> Decision:  # noqa: ARG002
         """What a planned decision comes to, now that the steps before it were carried out; asked of adaptive methods.

@@ -16,6 +16,7 @@ from .pricing.cost import price_or_reason
 from .pricing.examples import example_of, example_of_control
 from .pricing.unit import Unit
 from .schedule import handover, noise_levels
+from .setting import configuration_of, known
 from .site import Kind, Site
 from .table import lay
 
@@ -64,12 +65,18 @@ class Planner:
         self._denoiser, self._examples = _denoiser_and_examples(model)
         self._anatomy = anatomy = anatomy or find(self._denoiser, FAMILIES)
         self._pipe = self._denoiser if isinstance(model, str) else model
-        self._images, self._setting = images, Setting(steps, None if scheduler is None else type(scheduler).__name__)
+        self._images = images
         roles = PIPELINES.get(type(model).__name__, anatomy.roles)
         guided, separate = guidance and _guided(model, self._denoiser), len(anatomy.passes)
         branches = len(roles) if guided and not separate else 1
         passes = separate if guided and separate else 1
         self._steps = _steps(steps, branches, passes, scheduler)
+        self._setting = Setting(
+            steps,
+            None if scheduler is None else type(scheduler).__name__,
+            configuration=configuration_of(scheduler),
+            timesteps=known(self._steps[0].timesteps),
+        )
         self._handover = None if scheduler is None else handover(model, scheduler)
         self._units: dict[tuple[Site, ...], list[Unit] | str] = {}  # of the sites that some methods ask about
 
