@@ -1,7 +1,9 @@
 """Block Caching: what is measured, the schedule, the laws, a naive loop, and what is refused."""
 
+import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import count, pairwise
@@ -142,7 +144,7 @@ def test_a_calibration_says_what_it_was_measured_on():
 
 def test_runs_of_different_settings_or_none_are_refused():
     pipe = build("dit")
-    with pytest.raises(ValueError, match=r"runs of one setting; found .*steps=4.*steps=5"):
+    with pytest.raises(ValueError, match="runs of one setting; found steps 4 and 5"):
         calibrate(pipe, lambda: [run("dit", pipe, steps=steps) for steps in (4, 5)], guidance=True)
     with pytest.raises(ValueError, match="runs of one setting; found none"):
         calibrate(pipe, lambda: None)
@@ -220,10 +222,8 @@ def test_a_calibration_is_saved_and_loaded(tmp_path):
     assert whenwhere.plan(build("dit"), method, steps=STEPS).rows == (
         whenwhere.plan(build("dit"), BlockCaching(found, threshold=0.3), steps=STEPS).rows
     )
-    assert (
-        repr(method)
-        == f"BlockCaching(calibration={str(path)!r}, threshold=0.3, strict=False, max_age=None, scale_shift=None)"
-    )
+    fields = "threshold=0.3, strict=False, max_age=None, scale_shift=None, units=None"
+    assert repr(method) == f"BlockCaching(calibration={str(path)!r}, {fields})"
     path.write_text('{"whenwhere": 1, "model": "DiT"}')
     with pytest.raises(ValueError, match="is no saved calibration"):
         Calibration.load(path)
@@ -252,6 +252,7 @@ def drawn(*fields: object, changes: tuple[float, ...] = (0, 4, 1, 1, 1, 2, 2, 0,
         ((math.inf, False, 1), "#.#.#.#.#"),
         ((3, False, 2), "##..#.#.#"),
         ((0, True, 3), "#########"),
+        ((3, False, None, 4), "##..#.#.#"),  # another denoiser begins at step 4
     ],
 )
 def test_a_unit_is_computed_when_it_has_changed_too_much(fields, expected):
@@ -379,10 +380,35 @@ def test_another_model_is_refused():
         ValueError, match="calibration is of DiTTransformer2DModel with 8 units, this SD3Transformer2DModel has 11"
     ):
         attach(build("sd3"), BlockCaching(calibrated("dit")))
+    untold = {case: replace(calibrated(case), configuration=None) for case in ("sd", "sd-deep")}
     with pytest.raises(ValueError, match=r"with 33 units, this UNet2DConditionModel has 12"):
-        attach(build("sd"), BlockCaching(calibrated("sd-deep")))
+        attach(build("sd"), BlockCaching(untold["sd-deep"]))
     with pytest.raises(ValueError, match=r"with 12 units, this UNet2DConditionModel has 33"):
-        attach(build("sd-deep"), BlockCaching(calibrated("sd")))
+        attach(build("sd-deep"), BlockCaching(untold["sd"]))
+
+
+def test_a_model_of_the_same_units_that_was_made_otherwise_is_refused(tmp_path):
+    path, other = tmp_path / "pixart.json", build("pixart-alpha-sized")
+    calibrated("pixart-alpha").save(path)
+    words = "calibration is of a PixArtTransformer2DModel with sample_size 8, but this one has .*; make one for this"
+    with pytest.raises(ValueError, match=words):
+        whenwhere.plan(other, BlockCaching(path), steps=STEPS)
+    with pytest.raises(ValueError, match=words):
+        attach(other, BlockCaching(path))
+
+
+def test_a_calibration_from_before_it_told_so_much_is_taken(tmp_path):
+    path, found = tmp_path / "pixart.json", calibrated("pixart-alpha")
+    found.save(path)
+    data = json.loads(path.read_text())
+    del data["configuration"]
+    for name in ("branches", "configuration", "timesteps", "handover"):
+        assert data["setting"].pop(name) is not None
+    path.write_text(json.dumps(data))
+    old = Calibration.load(path)
+    assert (old.changes, old.setting.steps, old.configuration) == (found.changes, STEPS, None)
+    with attach(build("pixart-alpha-sized"), BlockCaching(old)):
+        pass
 
 
 def test_another_setting_is_refused():
@@ -399,3 +425,101 @@ def test_another_setting_is_refused():
         run("sd", pipe, steps=STEPS)
     with pytest.raises(ValueError, match="calibrated with steps 6"):
         whenwhere.plan(pipe, method, steps=9)
+
+
+def test_the_same_solver_made_otherwise_is_refused():
+    pipe, method = build("sd"), BlockCaching(calibrated("sd", "layer"))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    words = "calibrated with timestep_spacing the default, but this generation has 'trailing'"
+    with attach(pipe, method), pytest.raises(ValueError, match=words):
+        run("sd", pipe, steps=STEPS)
+    pipe.scheduler.set_timesteps(STEPS)
+    with pytest.raises(ValueError, match=words):
+        whenwhere.plan(pipe, method, steps=STEPS, scheduler=pipe.scheduler)
+
+
+def test_the_same_scheduler_with_timesteps_of_ones_own_is_refused_where_they_are_known():
+    pipe, method = build("sd"), BlockCaching(calibrated("sd", "layer"))
+    pipe.scheduler.set_timesteps(STEPS)
+    assert whenwhere.plan(pipe, method, steps=STEPS, scheduler=pipe.scheduler)
+    pipe.scheduler.timesteps = pipe.scheduler.timesteps - 1
+    with pytest.raises(ValueError, match=r"calibrated with timesteps \(8.*, but this generation has \(8"):
+        whenwhere.plan(pipe, method, steps=STEPS, scheduler=pipe.scheduler)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_another_guidance_is_refused_where_the_pipeline_keeps_it_to_itself(told):
+    """PixArt tells neither scale nor branches: unless they are declared, the first step of the scheduler does."""
+    pipe = build("pixart-alpha")
+    guided, unguided = (
+        calibrate(pipe, lambda on=on: run("pixart-alpha", pipe, steps=3, guidance=on), guidance=on if told else None)
+        for on in (True, False)
+    )
+    assert (guided.setting.branches, unguided.setting.branches) == (2, 1)
+    assert guided.setting.guidance is None
+    for measured, on, words in ((guided, False, "2, but .* has 1"), (unguided, True, "1, but .* has 2")):
+        with attach(pipe, BlockCaching(measured)), pytest.raises(ValueError, match=f"with branches {words}"):
+            run("pixart-alpha", pipe, steps=3, guidance=on)
+        with attach(pipe, BlockCaching(measured)) as attached:
+            run("pixart-alpha", pipe, steps=3, guidance=not on)
+        assert len(attached.trace.rows[0]) == 3
+
+
+def test_another_guidance_is_refused_where_it_is_declared():
+    pipe = build("dit")
+    words = "calibrated with branches 2, but this generation has 1"
+    with attach(pipe, BlockCaching(calibrated("dit")), guidance=False), pytest.raises(ValueError, match=words):
+        run("dit", pipe, steps=STEPS, guidance=False)
+
+
+# -- two denoisers, and some of the units ----------------------------------------------------------------------------
+
+
+def test_two_denoisers_are_measured_each_by_itself():
+    pipe = build("wan-two")
+    measured = calibrate(pipe, lambda: run("wan-two", pipe, steps=STEPS))
+    assert measured.setting.handover == 2
+    assert all(row[0] == row[2] == 0 < min(row[1], *row[3:]) for row in measured.changes.values())
+    method = BlockCaching(measured, math.inf)
+    with attach(pipe, method) as attached:
+        run("wan-two", pipe, steps=STEPS)
+    assert set(attached.trace.rows[1:]) == {"##..##......"}  # two calls a step
+    assert set(method.table().values()) == {"#.#..."}
+    pipe = build("wan")
+    with attach(pipe, method), pytest.raises(ValueError, match="calibrated with handover 2, but this generation has 6"):
+        run("wan", pipe, steps=STEPS)
+
+
+def test_only_the_units_that_are_named_are_reused():
+    pipe, measured = build("sd"), calibrated("sd", "layer")
+    method = BlockCaching(measured, math.inf, units=("mid_block", "up_blocks.1.attentions.0"))
+    chosen = ["mid_block.attentions.0", "up_blocks.1.attentions.0"]
+    assert method.table() == dict.fromkeys(chosen, "#.....")
+    with attach(pipe, method) as attached:
+        run("sd", pipe, steps=STEPS)
+    assert [site.path for site in attached.sites] == ["", *chosen]
+    assert attached.trace.rows[1:] == ("#+++++", "#+++++")
+
+
+@pytest.mark.parametrize(
+    ("units", "error", "words"),
+    [
+        (
+            ("down_blocks.0.resnets.0",),
+            ValueError,
+            "got down_blocks.0.resnets.0. Residual networks of a U-Net are never",
+        ),
+        (("mid_block", "up_blocks.1.attentions"), None, ""),
+        (
+            ("mid_block", "up_blocks.1.att"),
+            ValueError,
+            "got up_blocks.1.att. .* There are: down_blocks.0.attentions.0, ",
+        ),
+        ((), ValueError, "must name modules that were measured; got none"),
+        ("mid_block", TypeError, "units must be a tuple of paths, got 'mid_block'"),
+        ((1,), TypeError, r"units must be a tuple of paths, got \(1,\)"),
+    ],
+)
+def test_units_that_were_not_measured_are_refused(units, error, words):
+    with pytest.raises(error, match=words) if error else nullcontext():
+        BlockCaching(calibrated("sd", "layer"), units=units)

@@ -10,6 +10,7 @@ from pipelines import CASES, build, run
 
 from whenwhere import BlockCaching, Calibration, attach, calibrate, plan
 from whenwhere.decisions.scaleshift import ScaleShift
+from whenwhere.setting import configuration_of
 from whenwhere.train.scaleshift import train_scale_shift
 
 STEPS = 6
@@ -187,10 +188,41 @@ def test_it_is_saved_and_loaded(tmp_path):
         replace(method, scale_shift=tmp_path / "missing.safetensors")
 
 
+def test_other_timesteps_or_another_model_are_refused():
+    method, pipe, found = cached("pixart-alpha"), build("pixart-alpha"), untrained("pixart-alpha")
+    later = ScaleShift(found.widths, [t - 1 for t in found.timesteps], found.computed)
+    words = r"at 6 steps was trained for the timesteps \(998.0, .*but this generation has \(999.0, .*train one for this"
+    with attach(pipe, replace(method, scale_shift=later)), pytest.raises(ValueError, match=words):
+        run("pixart-alpha", pipe, steps=STEPS)
+    pipe.scheduler.set_timesteps(STEPS)
+    with pytest.raises(ValueError, match=words):
+        plan(pipe, replace(method, scale_shift=later), steps=STEPS, scheduler=pipe.scheduler)
+    sized = build("pixart-alpha-sized").transformer
+    of_another = ScaleShift(found.widths, found.timesteps, found.computed, configuration_of(sized))
+    with pytest.raises(ValueError, match=r"scale and shift is of a PixArtTransformer2DModel with sample_size .* 8;"):
+        attach(pipe, replace(method, scale_shift=of_another))
+
+
+def test_a_file_from_before_it_told_its_model_is_taken(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file, found = tmp_path / "adjusted.safetensors", untrained("pixart-alpha")
+    found.save(file)
+    assert ScaleShift.load(file).configuration == found.configuration == calibrated("pixart-alpha").configuration
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    del about["configuration"]
+    save_file(load_file(file), file, about)
+    assert ScaleShift.load(file).configuration is None
+
+
 def test_another_schedule_is_refused():
     method = cached("pixart-alpha")
     with pytest.raises(ValueError, match="was trained for another schedule than these fields make; train one"):
         replace(method, threshold=method.threshold / 3, scale_shift=untrained("pixart-alpha"))
+    with pytest.raises(ValueError, match="ff has a schedule of 2 steps, of 3 timesteps"):
+        ScaleShift({"ff": (4,)}, (3, 2, 1), {"ff": "#."})
     with pytest.raises(ValueError, match="reuses nothing, so there is nothing to adjust; raise its threshold"):
         teach("pixart-alpha", build("pixart-alpha"), replace(method, threshold=0))
     with pytest.raises(ValueError, match=r"generate\(-1\) did not run the pipeline; it must call the one"):

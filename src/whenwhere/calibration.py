@@ -16,6 +16,7 @@ from .attach import attach
 from .decisions.measuring import METRICS, UNITS, Granularity, Metric, Notes, Recorder
 from .method import Setting
 from .ranges import at_least, one_of
+from .setting import differing
 
 _FORMAT = 1  # of the JSON files
 
@@ -29,10 +30,11 @@ class Calibration:
         granularity: the units: "branch" (attention and MLP outputs before their gates), "block" (what a transformer
             block adds to its input) or "layer" (what a spatial transformer of a U-Net adds to its input).
         metric: the measure of change, see `METRICS`.
-        setting: steps, scheduler, guidance scale and size of the runs.
+        setting: steps, scheduler, guidance and size of the runs.
         runs: how many there were.
-        changes: for every unit's path the mean change from step s - 1 to step s, for s in 0 ... steps - 1; the first
-            one is 0.
+        changes: for every unit's path the mean change from step s - 1 to step s, for s in 0 ... steps - 1; 0 at the
+            first step of a denoiser, which has nothing to be compared with.
+        configuration: what the denoiser was made with, as JSON; `None` where it does not tell.
 
     Raises:
         ValueError: an unknown granularity or metric, no run, no unit, or changes that are not one for every step,
@@ -45,6 +47,7 @@ class Calibration:
     setting: Setting
     runs: int
     changes: Mapping[str, tuple[float, ...]] = field(repr=False, hash=False)
+    configuration: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         one_of("granularity", self.granularity, UNITS)
@@ -79,12 +82,31 @@ class Calibration:
             data: dict[str, Any] = json.loads(text)
             if data.pop("whenwhere") != _FORMAT:
                 raise ValueError("it was written by another version of the format")
-            size = data["setting"]["size"]
-            setting = Setting(**{**data["setting"], "size": None if size is None else tuple(size)})
+            told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data["setting"].items()}
             changes = {name: tuple(map(float, row)) for name, row in data["changes"].items()}
-            return cls(**{**data, "setting": setting, "changes": changes})
+            return cls(**{**data, "setting": Setting(**told), "changes": changes})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved calibration: {error!r}") from error
+
+    def among(self, names: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The paths of the units that have, or lie inside, a module of these names; of all for `None`.
+
+        Raises:
+            TypeError: no tuple of paths.
+            ValueError: no name, or one without a unit.
+        """
+        if names is None:
+            return tuple(self.changes)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"units must be a tuple of paths, got {names!r}")
+        found = {name: [p for p in self.changes if f"{p}.".startswith(f"{name}.")] for name in names}
+        empty = [name for name in names if not found[name]]
+        if empty or not names:
+            raise ValueError(
+                f"units must name modules that were measured; got {', '.join(empty) or 'none'}. Residual networks of a "
+                f"U-Net are never reused. There are: {', '.join(self.changes)}."
+            )
+        return tuple(path for path in self.changes if any(path in paths for paths in found.values()))
 
     def refuse(self, setting: Setting) -> None:
         """Refuse a generation that differs from the measured ones in anything that is known of both.
@@ -92,13 +114,11 @@ class Calibration:
         Raises:
             ValueError: it does.
         """
-        measured, asked = asdict(self.setting), asdict(setting)
-        for name, value in asked.items():
-            if None not in (value, measured[name]) and value != measured[name]:
-                raise ValueError(
-                    f"calibrated with {name} {measured[name]!r}, but this generation has {value!r}; calibrate "
-                    "anew: the changes between steps depend on it."
-                )
+        for name, measured, asked in differing(self.setting, setting):
+            raise ValueError(
+                f"calibrated with {name} {measured}, but this generation has {asked}; calibrate anew: the changes "
+                "between steps depend on it."
+            )
 
 
 def calibrate(
@@ -126,16 +146,33 @@ def calibrate(
     notes = Notes()
     with attach(pipe, Recorder(granularity, metric, notes), **options):
         generate()
-    if len(set(notes.settings)) != 1:
-        found = "; ".join(map(str, dict.fromkeys(notes.settings))) or "none"
-        raise ValueError(f"calibration needs runs of one setting; found {found}.")
-    (setting, *_), steps = notes.settings, range(1, notes.settings[0].steps)
-    if any(len({notes.rows.get((path, s), 0) for s in (*steps, 1)}) != 1 for path in notes.paths) or not notes.rows:
-        raise ValueError("calibration needs runs of at least two steps that were not interrupted.")
+    if not notes.settings:
+        raise ValueError("calibration needs runs of one setting; found none.")
+    setting, *others = notes.settings
+    for name, one, another in (found for other in others for found in differing(setting, other)):
+        raise ValueError(f"calibration needs runs of one setting; found {name} {one} and {another}.")
+    changes = _changes(notes, setting)
     if notes.silent:
         warnings.warn(
             f"{len(notes.silent)} units add nothing, as untrained gates do: {', '.join(sorted(notes.silent))}",
             stacklevel=2,
         )
-    changes = {path: (0.0, *(notes.sums[path, s] / notes.rows[path, s] for s in steps)) for path in notes.paths}
-    return Calibration(notes.model, granularity, metric, setting, len(notes.settings), changes)
+    return Calibration(notes.model, granularity, metric, setting, len(notes.settings), changes, notes.configuration)
+
+
+def _changes(notes: Notes, setting: Setting) -> dict[str, tuple[float, ...]]:
+    """The mean change of every unit at every step.
+
+    Raises:
+        ValueError: a unit was not measured at every step, or there is only one.
+    """
+    measured = [s for s in range(1, setting.steps) if s != setting.handover]
+    for path in notes.paths:
+        times = {notes.rows.get((path, s), 0) for s in measured}
+        if len(times) != 1 or 0 in times:
+            raise ValueError(
+                f"calibration needs runs of at least two steps that were not interrupted; {path} was not measured "
+                "equally often at every step."
+            )
+    mean = {key: total / notes.rows[key] for key, total in notes.sums.items()}
+    return {path: tuple(mean.get((path, s), 0.0) for s in range(setting.steps)) for path in notes.paths}

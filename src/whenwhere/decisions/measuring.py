@@ -5,14 +5,15 @@ The latents are those of the plain pipeline, bit for bit.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..clock import Step
 from ..decision import Call, Decision, Output, Slot, map_tensors
 from ..method import Method, Setting
+from ..setting import configuration_of
 from ..site import Kind, Site
 from .change import entering, minus
 
@@ -44,6 +45,7 @@ class Notes:
 
     Attributes:
         model, paths: the denoiser's class name, and its units.
+        configuration: what the denoiser was made with.
         settings: of every run.
         sums, rows: by path and step, the changes of all rows together, and how many rows that were.
         silent: paths of units that put out nothing but zeros.
@@ -51,6 +53,7 @@ class Notes:
 
     model: str = ""
     paths: tuple[str, ...] = ()
+    configuration: str | None = None
     settings: list[Setting] = field(default_factory=list)
     sums: dict[tuple[str, int], float] = field(default_factory=dict)
     rows: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -66,6 +69,12 @@ class Recorder(Method):
     notes: Notes = field(repr=False)
 
     kinds: ClassVar = frozenset().union(*UNITS.values())
+    reads_timestep: ClassVar = True  # to tell them
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
+        """Note what the denoiser was made with."""
+        self.notes.configuration = configuration_of(denoiser)
+        return self
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """There must be units of this granularity."""
@@ -80,6 +89,10 @@ class Recorder(Method):
     def review(self, setting: Setting) -> None:
         """Note the setting."""
         self.notes.settings.append(setting)
+
+    def settle(self, setting: Setting) -> None:
+        """Note it with its branches."""
+        self.notes.settings[-1] = setting
 
     def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         """Measure, at every step."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..call import Output, map_tensors
+from ..method import Setting
+from ..setting import same_timesteps
 
 _FORMAT = "1"  # of the files
 _EMBEDDING = 256  # numbers that a timestep is told by
@@ -24,13 +26,24 @@ class ScaleShift:
         widths: for every unit's path the channels of its contribution, one number for each tensor of it.
         timesteps: of all steps of the generations that it is for.
         computed: for every unit's path the steps at which it is computed, as `"#..#"`; it holds for this schedule only.
+        configuration: what the denoiser was made with, as JSON; `None` where it does not tell.
+
+    Raises:
+        ValueError: timesteps and schedule are of different lengths.
     """
 
     def __init__(
-        self, widths: Mapping[str, Sequence[int]], timesteps: Sequence[float], computed: Mapping[str, str]
+        self,
+        widths: Mapping[str, Sequence[int]],
+        timesteps: Sequence[float],
+        computed: Mapping[str, str],
+        configuration: str | None = None,
     ) -> None:
         self.widths = {path: tuple(parts) for path, parts in widths.items()}
-        self.timesteps, self.computed = tuple(timesteps), dict(computed)
+        self.timesteps, self.computed, self.configuration = tuple(timesteps), dict(computed), configuration
+        for path, row in self.computed.items():
+            if len(row) != len(self.timesteps):
+                raise ValueError(f"{path} has a schedule of {len(row)} steps, of {len(self.timesteps)} timesteps.")
         self.maps = {
             f"{path}:{part}": _zero(nn.Linear(_EMBEDDING, 2 * width))
             for path, parts in self.widths.items()
@@ -41,6 +54,18 @@ class ScaleShift:
 
     def __repr__(self) -> str:
         return f"ScaleShift of {len(self.widths)} units at {len(self.timesteps)} steps"
+
+    def refuse(self, setting: Setting) -> None:
+        """Refuse a generation of other timesteps, where they are known.
+
+        Raises:
+            ValueError: it has others.
+        """
+        if setting.timesteps is not None and not same_timesteps(self.timesteps, setting.timesteps):
+            raise ValueError(
+                f"{self} was trained for the timesteps {self.timesteps}, but this generation has {setting.timesteps}; "
+                "train one for this schedule."
+            )
 
     def adjust(self, contribution: Output, path: str, step: int) -> Output:
         """What stands for a remembered contribution at a later step.
@@ -83,7 +108,8 @@ class ScaleShift:
         tensors = {
             f"{name}.{key}": value for name, part in self.maps.items() for key, value in part.state_dict().items()
         }
-        about = {"widths": self.widths, "timesteps": self.timesteps, "computed": self.computed}
+        names = ("widths", "timesteps", "computed", "configuration")
+        about = {name: getattr(self, name) for name in names}
         save_file(tensors, path, {"whenwhere": _FORMAT, **{key: json.dumps(value) for key, value in about.items()}})
 
     @classmethod

@@ -11,6 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from torch import nn
+
 from ..calibration import Calibration
 from ..clock import Step
 from ..decision import Compute, Decision, Reuse, whole
@@ -21,6 +23,7 @@ from ..decisions.scaleshift import ScaleShift
 from ..method import Method, Setting
 from ..planning import plan
 from ..ranges import at_least
+from ..setting import refuse_another
 from ..site import Kind, Site
 
 _BISECTIONS = 12
@@ -38,10 +41,11 @@ class BlockCaching(Method):
         max_age: at least 1: at most so many steps in a row are reused; `None` for no limit.
         scale_shift: what adjusts the reused contributions, by timestep; a `ScaleShift` that
             `whenwhere.train.scaleshift.train_scale_shift` trained for this schedule, or the path of its file.
+        units: paths of the units that may be reused, or of modules around them; `None` for all that were measured.
 
     Raises:
-        ValueError: a field out of range; a calibration of another model, a scale and shift of another schedule, or a
-            generation of another setting.
+        ValueError: a field out of range; a calibration or a scale and shift of another model or schedule; a generation
+            of another setting.
         TypeError: a field of the wrong type.
         FileNotFoundError: there is no such file.
     """
@@ -51,6 +55,7 @@ class BlockCaching(Method):
     strict: bool = False
     max_age: int | None = None
     scale_shift: ScaleShift | str | Path | None = None
+    units: tuple[str, ...] | None = None
 
     kinds: ClassVar = frozenset(Kind) - {Kind.MODEL, Kind.CONTROL, Kind.SCHEDULER, Kind.STEM, Kind.STAGE}
     idle_reason: ClassVar = "every measured change is above the threshold."
@@ -64,10 +69,11 @@ class BlockCaching(Method):
             raise ValueError(f"threshold must be at least 0, got {self.threshold}")
         if self.max_age is not None:
             at_least(1, max_age=self.max_age)
+        self.measured.among(self.units)
         if self.adjustment is not None and self.adjustment.computed != self.table():
             raise ValueError(
                 f"{self.adjustment} was trained for another schedule than these fields make; train one for this "
-                "calibration, threshold, strict and max_age."
+                "calibration, threshold, strict, max_age and units."
             )
 
     @cached_property
@@ -82,12 +88,23 @@ class BlockCaching(Method):
         path = self.scale_shift
         return ScaleShift.load(path) if isinstance(path, str | Path) else path
 
+    @property
+    def reads_timestep(self) -> bool:  # type: ignore[override]
+        """A scale and shift is for certain timesteps."""
+        return self.adjustment is not None
+
+    @cached_property
+    def chosen(self) -> tuple[str, ...]:
+        """The paths of the units that may be reused."""
+        return self.measured.among(self.units)
+
     def table(self) -> dict[str, str]:
-        """The steps at which every unit is computed, as `"#..#"`, by path."""
-        return {path: "".join("#" if full else "." for full in self._schedule(path)) for path in self.measured.changes}
+        """The steps at which every unit is computed that may be reused, as `"#..#"`, by path."""
+        return {path: "".join("#" if full else "." for full in self._schedule(path)) for path in self.chosen}
 
     def _schedule(self, path: str) -> tuple[bool, ...]:
-        return schedule(self.measured.changes[path], self.threshold, self.strict, self.max_age)
+        changes, handover = self.measured.changes[path], self.measured.setting.handover
+        return schedule(changes, self.threshold, self.strict, self.max_age, handover)
 
     @classmethod
     def for_speedup(cls, model: Any, calibration: Calibration | str | Path, speedup: float, **fields: Any) -> Self:
@@ -116,8 +133,16 @@ class BlockCaching(Method):
         return cls(calibration, high, **fields)
 
     def asks(self, site: Site) -> bool:
-        """The units that were measured."""
-        return bool(site.path) and site.path in self.measured.changes
+        """The units that may be reused."""
+        return bool(site.path) and site.path in self.chosen
+
+    def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
+        """Calibration, scale and shift must be of a model that was made like this one."""
+        if self.measured.model == type(denoiser).__name__:  # another class is refused by `check`
+            refuse_another("the calibration", self.measured.configuration, denoiser)
+            if self.adjustment is not None:
+                refuse_another("the scale and shift", self.adjustment.configuration, denoiser)
+        return self
 
     def check(self, sites: Sequence[Site], model: str) -> None:
         """The calibration must be of this model."""
@@ -130,6 +155,12 @@ class BlockCaching(Method):
 
     def review(self, setting: Setting) -> None:
         """The generation must be as those that were measured."""
+        self.measured.refuse(setting)
+        if self.adjustment is not None:
+            self.adjustment.refuse(setting)
+
+    def settle(self, setting: Setting) -> None:
+        """So must be its branches."""
         self.measured.refuse(setting)
 
     def decide(self, site: Site, step: Step) -> Decision | None:
@@ -144,19 +175,25 @@ class BlockCaching(Method):
 
 @cache
 def schedule(
-    changes: tuple[float, ...], threshold: float, strict: bool = False, max_age: int | None = None
+    changes: tuple[float, ...],
+    threshold: float,
+    strict: bool = False,
+    max_age: int | None = None,
+    handover: int | None = None,
 ) -> tuple[bool, ...]:
     """The steps at which a unit is computed.
 
     Args:
         changes: from step s - 1 to step s; the first one does not count.
         threshold, strict, max_age: as in `BlockCaching`.
+        handover: the step at which a second denoiser takes over, which has nothing to reuse.
     """
     full, drift, age = [True], 0.0, 0
     for s in range(1, len(changes)):
         drift, age = drift + changes[s], age + 1
         ahead = changes[s + 1] if strict and s + 1 < len(changes) else 0.0
-        full.append(threshold == 0 or drift + ahead > threshold or (max_age is not None and age > max_age))
+        due = threshold == 0 or drift + ahead > threshold or (max_age is not None and age > max_age)
+        full.append(due or s == handover)
         if full[-1]:
             drift, age = 0.0, 0
     return tuple(full)

@@ -19,9 +19,11 @@ from ..attach import attach
 from ..clock import Step
 from ..decision import Call, Decision, Output, Slot, map_tensors
 from ..decisions.scaleshift import ScaleShift, channels
+from ..finding import denoiser_of
 from ..method import Method
 from ..methods import BlockCaching
 from ..ranges import at_least
+from ..setting import configuration_of
 from ..site import Kind, Site
 
 
@@ -49,8 +51,7 @@ def train_scale_shift(
         learning_rate: of AdamW, without weight decay.
         held_out, validate_every, patience: how many are validated on, after how many generations, and how often in a
             row without improvement until it ends.
-        watch: is told the generations trained on and the validation error: the mean square between the outputs of
-            student and teacher, over steps.
+        watch: is told the generations trained on and the validation error: the mean square of student to teacher.
         options: further arguments of `attach`.
 
     Returns:
@@ -68,9 +69,8 @@ def train_scale_shift(
         generate(-1)
     if not seen.widths:
         raise ValueError("generate(-1) did not run the pipeline; it must call the one that is given here.")
-    found = ScaleShift(
-        {path: seen.widths[path] for path, row in computed.items() if "." in row}, seen.timesteps, computed
-    )
+    widths = {path: seen.widths[path] for path, row in computed.items() if "." in row}
+    found = ScaleShift(widths, seen.timesteps, computed, configuration_of(denoiser_of(pipe)))
     weights = list(found.parameters())
     lesson = Lesson(weights, torch.optim.AdamW(weights, learning_rate, weight_decay=0))
     best, least, since = copy.deepcopy(found), math.inf, 0
