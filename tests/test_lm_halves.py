@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_lm_cost import AMONG, BUDGET, DENSE, ROUTER, TOKENS, counted
-from tiny_language import calibrated, dense, routed, text
+from tiny_language import MODELS, calibrated, dense, routed, text
 
 from whenwhere.lm import SDT, STT, MoD, cache_bytes, cost, set_step
 
@@ -14,7 +14,7 @@ methods = pytest.mark.parametrize("method", [MoD, SDT, STT])
 
 @halves
 @methods
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", MODELS)
 def test_with_all_tokens_it_is_the_dense_model(method, scope, family):
     ids, mask = text(3, 12), torch.ones(3, 12, dtype=torch.long)
     model = routed(method(scope=scope, capacity=1), family)

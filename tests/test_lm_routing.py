@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from tiny_language import calibrated, dense, routed, text
+from tiny_language import MODELS, calibrated, dense, routed, text
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -27,7 +27,7 @@ def logits(model, ids: Tensor, **more) -> Tensor:
 
 @methods
 @attentions
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", MODELS)
 def test_a_capacity_of_one_is_the_dense_model_bit_for_bit(routing, attention, family):
     ids = text()
     plain = logits(dense(family, attention), ids)

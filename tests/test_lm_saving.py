@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_language import calibrated, dense, routed, text
+from tiny_language import MODELS, calibrated, dense, routed, text
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from whenwhere.lm import SDT, STT, MoD, RoutedLlamaForCausalLM, route
@@ -12,7 +12,7 @@ METHODS = [MoD(), SDT(surprise="kl", bypass="prior"), STT(always_run=(0, 3)), ST
 
 
 @pytest.mark.parametrize("routing", METHODS, ids=str)
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", MODELS)
 @torch.no_grad()
 def test_what_is_saved_is_loaded(routing, family, tmp_path):
     model, ids = calibrated(routing, family), text()

@@ -1,6 +1,7 @@
 """Tiny random language models, and routed ones."""
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,17 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from whenwhere.lm import Routing, calibrate, route
 
@@ -24,7 +35,12 @@ SIZES = {
     "pad_token_id": 0,
 }
 SENTENCE = "The capital of Italy is Rome, and that of France is Paris."
-MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+MODELS: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (partial(Qwen3Config, head_dim=16), Qwen3ForCausalLM),  # heads wider than the stream, as published
+    "mistral": (partial(MistralConfig, sliding_window=None), MistralForCausalLM),
+}
 
 
 def dense(family: str = "llama", attention: str = "sdpa", **sizes: Any) -> Any:

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from ..lm import Knob
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A directory of a Llama or Qwen2, dense or routed.", show_default=False)
+    str,
+    typer.Option(
+        "--model", "-m", help="A directory of a Llama, Qwen2, Qwen3 or Mistral, dense or routed.", show_default=False
+    ),
 ]
-Directory = Annotated[str, typer.Argument(metavar="MODEL", help="A directory of a Llama or Qwen2, dense or routed.")]
+Directory = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory of a Llama, Qwen2, Qwen3 or Mistral, dense or routed.")
+]
 Method = Annotated[
     str,
     typer.Option(

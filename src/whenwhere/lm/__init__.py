@@ -1,6 +1,6 @@
 """Conditional computation in language models: Mixture-of-Depths, Subjective Depth, Subjective Timescale.
 
-    model = AutoModelForCausalLM.from_pretrained(directory)         # Llama or Qwen2
+    model = AutoModelForCausalLM.from_pretrained(directory)         # Llama, Qwen2, Qwen3 or Mistral
     routed = lm.route(model, lm.SDT.recommended())                  # shares the model's parameters
 
     optimiser = torch.optim.AdamW(lm.parameter_groups(routed))      # train as usual; a model in training mode adds
@@ -36,7 +36,12 @@ from .convert import route
 from .cost import Cost, cost
 from .losses import parameter_groups, routing_loss, set_step
 from .mod import MoD
-from .models import RoutedLlamaForCausalLM, RoutedQwen2ForCausalLM
+from .models import (
+    RoutedLlamaForCausalLM,
+    RoutedMistralForCausalLM,
+    RoutedQwen2ForCausalLM,
+    RoutedQwen3ForCausalLM,
+)
 from .onnx import export_onnx
 from .routing import Routing
 from .score import Score, score
@@ -56,7 +61,9 @@ __all__ = [
     "MoD",
     "Note",
     "RoutedLlamaForCausalLM",
+    "RoutedMistralForCausalLM",
     "RoutedQwen2ForCausalLM",
+    "RoutedQwen3ForCausalLM",
     "Routing",
     "Score",
     "StepCallback",

@@ -118,5 +118,6 @@ class AllKeys:
             layer(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for layer in (attention.k_proj, attention.v_proj)
         )
+        keys = attention.k_norm(keys) if hasattr(attention, "k_norm") else keys  # Qwen3's, over every head by itself
         _, keys = apply_rotary_pos_emb(keys, keys, *take_rotary(self.rotary, index))
         return keys, values

@@ -20,7 +20,7 @@ def route(model: nn.Module, routing: Routing) -> Any:
     "ste" or "hard" both compute the same, bit for bit.
 
     Args:
-        model: a `LlamaForCausalLM` or `Qwen2ForCausalLM`.
+        model: a `LlamaForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM` or `MistralForCausalLM`.
         routing: `MoD`, `SDT` or `STT`.
 
     Returns:
@@ -33,7 +33,7 @@ def route(model: nn.Module, routing: Routing) -> Any:
     if isinstance(model, RoutedCausalLM):
         raise TypeError("the model is routed already; route the dense one, or change its knob.")
     if type(model) not in FAMILIES:
-        known = " and ".join(family.__name__ for family in FAMILIES)
+        known = ", ".join(family.__name__ for family in FAMILIES)
         raise TypeError(
             f"{type(model).__name__} cannot be routed: its layers must take (hidden_states, attention_mask, "
             f"position_embeddings, past_key_values) and rotate keys by position, as those of {known} do. "

@@ -28,7 +28,9 @@ def check_layers(config: Any, indices: tuple[int, ...]) -> None:
     Raises:
         ValueError: one of them does not.
     """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    uniform = f"a sliding window of {window} tokens" if window else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [uniform] * config.num_hidden_layers
     for index in indices:
         if kinds[index] != "full_attention":
             raise ValueError(f"layer {index} has {kinds[index]}; routing is defined for full attention only.")
