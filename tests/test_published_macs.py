@@ -161,7 +161,18 @@ def test_a_plan_is_full_steps_and_partial_steps(steps, interval):
 
 
 @pytest.mark.parametrize(
-    "page", ["tgate", "adaptivetgate", "freezing", "deepcache", "baselines", "fora", "deltadit", "skipcache"]
+    "page",
+    [
+        "tgate",
+        "adaptivetgate",
+        "freezing",
+        "deepcache",
+        "fasterdiffusion",
+        "baselines",
+        "fora",
+        "deltadit",
+        "skipcache",
+    ],
 )
 def test_a_page_quotes_what_the_library_prints(page):
     docs = Path(__file__).parent.parent / "docs"
