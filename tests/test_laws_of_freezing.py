@@ -18,6 +18,7 @@ WITHOUT_JOINT_ATTENTION = dict.fromkeys(
     [case for case in CASES if case not in JOINT], "freezes the text in joint attent"
 )
 THREE_BRANCHES = dict.fromkeys(["sd-pag", "sd-pix2pix"], "averages two guidance branches; .* has 3")
+SEPARATE_CALLS = {"wan": "guides by separate calls of its denoiser. TGate works on it"}
 
 # Every setting, and the cases it is not tried on: there one of its methods has nothing to do, or a gate closes early.
 SETTINGS = {
@@ -40,7 +41,7 @@ SETTINGS = {
         (AdaptiveTGate(0, 2, 3),),
         neutral=lambda steps: (AdaptiveTGate(0, steps, steps),),
         refused=WITHOUT_CROSS_ATTENTION,
-        refused_later=THREE_BRANCHES,
+        refused_later=THREE_BRANCHES | SEPARATE_CALLS,
     ): {"svd"},
     Setting(
         "adaptive T-GATE with one gate",

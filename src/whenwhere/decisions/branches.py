@@ -1,4 +1,7 @@
-"""Decisions about guidance branches: average them into memory, keep them apart, run one of them only."""
+"""Decisions about guidance branches: average them into memory, keep them apart, run one of them only.
+
+The branches are rows of one batch, or separate calls of the denoiser, one after the other.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..anatomy import Role
+from ..clock import Step
 from ..decision import Call, Compute, Decision, Keep, Output, Reuse, Slot, map_tensors, whole
 from ..layout import Branches, repeat_rows, take_rows
 
@@ -131,3 +135,61 @@ class OneBranch(Decision):
 # Two separate guidance calls: the second is answered with what the first returned.
 first_call = Compute(whole, shared=True)
 second_call = Reuse(whole, shared=True)
+
+
+def drop_guidance(step: Step, role: Role | None = None) -> Decision:
+    """One branch for all: of a batch that of this role (see `OneBranch`), of separate calls the first."""
+    if step.branches > 1:
+        return OneBranch(role)
+    return first_call if step.pass_ == 0 else second_call
+
+
+@dataclass(frozen=True, slots=True)
+class JoinMean(Decision):
+    """Run in the second of two separate guidance calls; remember the mean with what the first one left."""
+
+    shared: bool = True
+
+    symbol: ClassVar[str] = "#"
+    name: ClassVar[str] = "computed"
+    recalls: ClassVar[bool] = True
+    neutral: ClassVar[bool] = True
+
+    def apply(self, call: Call, slot: Slot) -> Output:
+        """Run; average."""
+        output = call.run()
+        slot.put(output if slot.empty else torch.stack([slot.get(call), output]).mean(0), call)
+        return output
+
+    @property
+    def keeps(self) -> bool:
+        """Always."""
+        return True
+
+    def bare(self) -> Decision:
+        """Run the module, nothing else."""
+        return Compute()
+
+    def kept_bytes(self, parts: Sequence[int], branches: int) -> int:
+        """One row."""
+        return _one_row(parts, branches)
+
+
+def keep_of_both(keep: Keep, step: Step) -> Decision | None:
+    """Run, and keep what is made of both guidance branches: in a batch, or in a slot that separate calls share.
+
+    Raises:
+        ValueError: there are more than two separate calls.
+    """
+    if step.branches > 1:
+        return Compute(keep)
+    if step.pass_ > 1:
+        raise ValueError(f"there are two guidance branches, but the denoiser is called {step.pass_ + 1} times a step.")
+    if step.pass_ == 0 or keep is unconditional_branch:  # without guidance the first call is all there is
+        return Compute(keep, shared=True)
+    return JoinMean() if keep is branch_mean else None
+
+
+def reuse_of_both(keep: Keep, step: Step) -> Decision:
+    """Return what `keep_of_both` kept."""
+    return Reuse(keep, shared=step.branches == 1)

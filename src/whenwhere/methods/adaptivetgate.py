@@ -36,7 +36,8 @@ class AdaptiveTGate(Method):
         max_step: the latest gate, where it closes in any case. The number of steps lets it stay open.
 
     Raises:
-        ValueError: a field out of range, here or when the number of steps is known.
+        ValueError: a field out of range, here or when the number of steps is known; guidance by separate calls of the
+            denoiser.
         TypeError: a field of the wrong type.
     """
 
@@ -83,6 +84,11 @@ class AdaptiveTGate(Method):
             raise ValueError(
                 f"{self} averages two guidance branches; this pipeline's batch has {step.branches}. GuidanceStop "
                 "works on it, unless perturbed-attention guidance is on."
+            )
+        if step.branches == 1 and step.pass_:
+            raise ValueError(
+                f"{self} compares what a guidance batch puts out from step to step; this pipeline guides by separate "
+                "calls of its denoiser. TGate works on it, and so does GuidanceStop."
             )
         (low, high), s = self.bounds(step), step.index
         if low == step.count:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from ..clock import Step
 from ..decision import Compute, Decision, Keep
-from ..decisions.branches import ReuseAcross, branch_mean, each_branch
+from ..decisions.branches import ReuseAcross, branch_mean, each_branch, keep_of_both, reuse_of_both
 from ..position import FromStep, Position
 from ..ranges import one_of
 from ..site import Kind, Site
@@ -59,9 +59,12 @@ class CrossAttentionFreeze(FromStep):
                 "works on it."
             )
         m, keep = self.first(step), _KEEPS[self.anchor]
+        together = keep is branch_mean and step.branches == 1  # of separate calls, which share one slot then
         if step.index >= m:
-            return ReuseAcross(keep)
-        return Compute(keep) if step.index == m - 1 else None
+            return reuse_of_both(keep, step) if together else ReuseAcross(keep)
+        if step.index < m - 1:
+            return None
+        return keep_of_both(keep, step) if together else Compute(keep)
 
     def renews(self, step: Step) -> bool:
         """At the step whose outputs are kept, so that every cross-attention is reached."""

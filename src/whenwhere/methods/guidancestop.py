@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from ..anatomy import Role
 from ..clock import Step
 from ..decision import Decision
-from ..decisions.branches import OneBranch, first_call, second_call
+from ..decisions.branches import drop_guidance
 from ..position import FromStep, Position
 from ..ranges import one_of
 from ..site import Kind, Site
@@ -52,11 +52,7 @@ class GuidanceStop(FromStep):
 
     def decide(self, site: Site, step: Step) -> Decision | None:  # noqa: ARG002
         """One branch from step m on."""
-        if step.index < self.first(step):
-            return None
-        if step.branches > 1:
-            return OneBranch(Role(self.branch))
-        return first_call if step.pass_ == 0 else second_call
+        return drop_guidance(step, Role(self.branch)) if step.index >= self.first(step) else None
 
     def renews(self, step: Step) -> bool:
         """Where the batch shrinks."""

@@ -12,7 +12,14 @@ from typing import Any, ClassVar, Literal
 
 from ..clock import Step
 from ..decision import Compute, Decision, Keep, Reuse, whole
-from ..decisions.branches import OneBranch, branch_mean, conditional_branch, unconditional_branch
+from ..decisions.branches import (
+    branch_mean,
+    conditional_branch,
+    drop_guidance,
+    keep_of_both,
+    reuse_of_both,
+    unconditional_branch,
+)
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..ranges import at_least, one_of
@@ -28,7 +35,8 @@ class TGate(Method):
     Steps s count evaluations of the denoiser from 0. The gate step, s = m - 1, is computed in full with guidance and
     its attention outputs are kept; cross-attention is reused from s = m on. Self-attention before the gate is computed
     at s <= warm_up, at every multiple of `sp_interval` and at the gate step; from the gate on at every multiple of
-    `fi_interval`. Without guidance nothing is averaged and no branch is dropped.
+    `fi_interval`. Without guidance nothing is averaged and no branch is dropped. Where guidance is a second call of the
+    denoiser, the outputs of both calls are averaged, and from s = m on the conditional call answers for both.
 
     Attributes:
         gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a
@@ -94,14 +102,14 @@ class TGate(Method):
             )
         m, s = self.gate(step), step.index
         if site.kind is Kind.MODEL:
-            return OneBranch() if s >= m and step.branches > 1 else None
-        if site.kind is Kind.CROSS_ATTENTION:
-            keep = _ANCHORS[self.anchor]
-            return Reuse(keep) if s >= m else Compute(keep) if s == m - 1 else None
+            return drop_guidance(step) if s >= m else None
+        keep = _ANCHORS[self.anchor] if site.kind is Kind.CROSS_ATTENTION else branch_mean
         if s == m - 1:
-            return Compute(branch_mean)
+            return keep_of_both(keep, step)
+        if site.kind is Kind.CROSS_ATTENTION:
+            return reuse_of_both(keep, step) if s >= m else None
         if s >= m:
-            return Compute(whole) if s % self.fi_interval == 0 else Reuse()
+            return Compute(whole, step.branches == 1) if s % self.fi_interval == 0 else reuse_of_both(whole, step)
         if s < self.warm_up:
             return None
         return Compute(whole) if s == self.warm_up or s % self.sp_interval == 0 else Reuse()
