@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from naive import distance
+from naive import Attentions, combine, denoiser, distance, fill, half, noise_of, opening, sample
 from pipelines import build, run
 
 from whenwhere import AdaptiveTGate, DeepCache, Plan, TGate, attach, plan
@@ -128,3 +128,55 @@ def test_what_is_out_of_range_is_refused(fields, error, message):
 def test_bounds_must_lie_in_the_schedule_in_their_order(low, high):
     with pytest.raises(ValueError, match=f"between steps {low} and {high} of 6: min_step must be at most max_step"):
         plan(build("sd"), AdaptiveTGate(2.0, low, high), steps=6)
+
+
+def naive_gate(start, model, threshold, low, high):
+    """The paper's T-GATE with a gate that closes by the rule of the docs, on the raw denoiser, for one prompt.
+
+    Returns the latents and the gate.
+    """
+    attentions, past, count = Attentions(model), {}, len(start.timesteps)
+    signs = torch.Generator().manual_seed(0)
+    directions, gate = {}, count
+
+    def sketched(output):
+        width = output.shape[-1]
+        if width not in directions:
+            drawn = torch.randint(2, (width, 8), generator=signs.manual_seed(0))
+            directions[width] = 2.0 * drawn - 1
+        return output @ directions[width]
+
+    def predict(s, x, t):
+        nonlocal gate, past
+        if s >= gate:
+            attentions.cross, attentions.halves = "reuse", 1
+            return noise_of(model(**fill(half(start.inputs, 0, start.rows), x, t))[0], x)
+        attentions.cross, attentions.halves = "average", 2
+        predicted = combine(model(**fill(start.inputs, x, t))[0], x)
+        now = {path: sketched(mean) for path, mean in attentions.stored.items()}
+        if low <= s + 1 <= high:
+            changes = [float((now[path] - past[path]).norm() / now[path].norm()) for path in now]
+            if count * sum(changes) / len(changes) <= threshold or s + 1 == high:
+                gate = s + 1
+        past = now
+        return predicted
+
+    try:
+        return sample(start, predict), gate
+    finally:
+        attentions.remove()
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "pixart-sigma"])
+def test_a_naive_loop_agrees_that_closes_the_gate_inside_its_window(name):
+    _, attachment = drawn(name, AdaptiveTGate(0, 2, 5))
+    rates = [rate for (rate,) in attachment.notes()["rates"].values()]
+    threshold = 1.01 * min(rates[1:3])  # neither at the earliest gate nor at the latest
+    threshold = min(threshold, 0.99 * rates[0])
+    pipe = build(name)
+    start = opening(name, pipe)
+    expected, gate = naive_gate(start, denoiser(name, pipe), threshold, 2, 5)
+    latents, attachment = drawn(name, AdaptiveTGate(threshold, 2, 5))
+    assert attachment.notes()["gates"] == [gate]
+    assert 2 < gate < 5
+    assert distance(latents, expected) <= 1e-6
