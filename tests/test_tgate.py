@@ -113,6 +113,13 @@ def test_a_gate_may_be_a_fraction_of_the_schedule(fraction, steps, gate):
     assert plan(build("sd"), TGate(fraction), steps=steps).rows == plan(build("sd"), TGate(gate), steps=steps).rows
 
 
+@pytest.mark.parametrize(("steps", "interval"), [(25, 5), (50, 10), (6, 1), (2, 1)])
+def test_an_interval_may_be_a_fraction_of_the_schedule(steps, interval):
+    made = plan(build("sd"), TGate(0.6, sp_interval=0.2), steps=steps)
+    assert made.rows == plan(build("sd"), TGate(0.6, sp_interval=interval), steps=steps).rows
+    assert f"TGate: sp_interval=0.2 is {interval} of {steps} steps" in made.remarks[0]
+
+
 def test_intervals_count_from_the_first_executed_step():
     pipe = build("sd-img2img")
     with attach(pipe, TGate(gate_step=6, sp_interval=3, warm_up=0)) as attachment:
@@ -135,7 +142,8 @@ def test_intervals_count_from_the_first_executed_step():
         ({"gate_step": True}, TypeError),
         ({"gate_step": "5"}, TypeError),
         ({"sp_interval": 0}, ValueError),
-        ({"sp_interval": 2.0}, TypeError),
+        ({"sp_interval": 2.0}, ValueError),
+        ({"sp_interval": "5"}, TypeError),
         ({"fi_interval": -1}, ValueError),
         ({"fi_interval": False}, TypeError),
         ({"warm_up": -1}, ValueError),

@@ -23,6 +23,7 @@ from ..decisions.branches import (
 from ..method import Method
 from ..position import Position, is_threshold, position, settle, told
 from ..ranges import at_least, one_of
+from ..ranges import position as fraction
 from ..site import Kind, Site
 
 _ANCHORS: dict[str, Keep] = {"mean": branch_mean, "cond": conditional_branch, "uncond": unconditional_branch}
@@ -42,8 +43,8 @@ class TGate(Method):
         gate_step: m, evaluations with guidance and computed cross-attention, in 1 ... steps; a float in (0, 1) is a
             fraction of the executed schedule, rounded; at `Timestep(t)` or `Sigma(s)` the first step below it is the
             first without them. m = steps leaves cross-attention as it is.
-        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. Published with
-            DeepCache: 1.
+        sp_interval: k, at least 1; 1 computes self-attention at every step before the gate. A float in (0, 1) is a
+            fraction of the executed schedule, rounded; appendix L advises 0.2. Published with DeepCache: 1.
         fi_interval: f, at least 1; 1 computes self-attention at every step after the gate, as in all published runs.
         warm_up: w, at least 0: steps before self-attention may be reused. Published with DeepCache: 0.
         anchor: what stands for cross-attention after the gate: "mean" of the branches (equation 6), or the "cond" or
@@ -55,7 +56,7 @@ class TGate(Method):
     """
 
     gate_step: Position = 10
-    sp_interval: int = 5
+    sp_interval: int | float = 5
     fi_interval: int = 1
     warm_up: int = 2
     anchor: Literal["mean", "cond", "uncond"] = "mean"
@@ -65,7 +66,8 @@ class TGate(Method):
 
     def __post_init__(self) -> None:
         position("gate_step", self.gate_step, minimum=1)
-        at_least(1, sp_interval=self.sp_interval, fi_interval=self.fi_interval)
+        fraction("sp_interval", self.sp_interval, minimum=1)
+        at_least(1, fi_interval=self.fi_interval)
         at_least(0, warm_up=self.warm_up)
         one_of("anchor", self.anchor, _ANCHORS)
 
@@ -90,8 +92,11 @@ class TGate(Method):
         return m
 
     def remark(self, step: Step, notes: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Which step the gate is."""
-        return told(self, "gate_step", step, self.gate(step))
+        """Which step the gate is, and how long the interval."""
+        interval = settle(self.sp_interval, step, self)
+        reused = f"TGate: sp_interval={self.sp_interval} is {interval} of {step.count} steps"
+        remarks = (told(self, "gate_step", step, self.gate(step)), reused if interval != self.sp_interval else "")
+        return "\n".join(filter(None, remarks))
 
     def decide(self, site: Site, step: Step) -> Decision | None:
         """The table of section 2 of the paper's schedule."""
@@ -112,7 +117,7 @@ class TGate(Method):
             return Compute(whole, step.branches == 1) if s % self.fi_interval == 0 else reuse_of_both(whole, step)
         if s < self.warm_up:
             return None
-        return Compute(whole) if s == self.warm_up or s % self.sp_interval == 0 else Reuse()
+        return Compute(whole) if s == self.warm_up or s % settle(self.sp_interval, step, self) == 0 else Reuse()
 
     def renews(self, step: Step) -> bool:
         """At the gate step, so that all attention is kept, and at the next if the batch shrinks there."""
