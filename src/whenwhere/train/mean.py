@@ -1,4 +1,4 @@
-"""The exponential running mean of weights: what a diffusion model is judged and saved with."""
+"""The exponential running mean (EMA) of weights: what a diffusion model is judged and saved with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
