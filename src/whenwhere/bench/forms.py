@@ -111,13 +111,15 @@ def forms(
     if rungs:
         found += _of_networks_with_skips(gate, every, branch, full, schedules)
     if blocks:
-        found += _of_transformers(gate, every, steps, blocks)
-        found.append(_toca(every, steps, kinds))
+        found += [*_of_transformers(gate, every, steps, blocks), _toca(every, steps, kinds)]
     if calibration:
-        threshold = Real("threshold", 0.01, 20.0)
-        text = f"blockcaching(calibration={calibration!r},threshold={{threshold}})"
-        found.append(Form("Block Caching", text, (threshold,), {}, "threshold", False))
+        found.append(_block_caching(calibration))
     return found
+
+
+def _block_caching(calibration: str) -> Form:
+    text = f"blockcaching(calibration={calibration!r},threshold={{threshold}})"
+    return Form("Block Caching", text, (Real("threshold", 0.01, 20.0),), {}, "threshold", False)
 
 
 def _of_networks_with_skips(
