@@ -129,6 +129,15 @@ class FasterDiffusion(Method):
                 f"that make the encoder by split, 1 to {blocks - 1} (experimental), or use FORA or DeltaDiT."
             )
 
+    def conflict(self, other: Method, sites: Sequence[Site]) -> str:
+        """Several steps in one call leave nobody else a say in each of them."""
+        if self.batch_cap > 1:
+            return (
+                "it runs the decoders of several steps in one call, where others cannot decide step by step; set "
+                "batch_cap=1."
+            )
+        return super().conflict(other, sites)
+
     def fit(self, denoiser: nn.Module, pipe: object = None) -> Self:  # noqa: ARG002
         """Refuse adapters, whose residuals are added to the encoder's outputs in place, and so to what is kept."""
         if getattr(pipe, "adapter", None) is not None:
