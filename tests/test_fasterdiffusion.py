@@ -14,7 +14,7 @@ from schedulers import SCHEDULERS, with_scheduler
 from tiny_models import UNET, sd
 from torch import Tensor
 
-from whenwhere import DeepCache, FasterDiffusion, TGate, attach, plan
+from whenwhere import NAG, DeepCache, FasterDiffusion, GuidanceStop, TGate, attach, plan
 from whenwhere.methods.fasterdiffusion import PRESETS, rescaled
 from whenwhere.pricing.cost import count
 
@@ -481,6 +481,14 @@ def test_adapters_that_change_features_in_place_are_refused():
     pipe.adapter = torch.nn.Identity()
     with pytest.raises(ValueError, match="T2I-Adapter"):
         attach(pipe, FasterDiffusion())
+
+
+@pytest.mark.parametrize("other", [TGate(3), DeepCache(), GuidanceStop(3), NAG(negative_prompt="")], ids=repr)
+def test_nothing_goes_beside_several_steps_in_one_call(other):
+    ahead = FasterDiffusion(batch_cap=2)
+    for methods in ((ahead, other), (other, ahead)):
+        with pytest.raises(ValueError, match=r"decoders of several steps in one call, .* set batch_cap=1"):
+            plan(build("sd"), *methods, steps=6)
 
 
 def test_running_ahead_needs_to_know_the_branches():
