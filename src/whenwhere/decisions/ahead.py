@@ -48,22 +48,17 @@ class Ahead(Decision):
         return steps[0]
 
     def _times(self, call: Call, branches: Branches) -> Tensor:
-        """The timestep of every row of the widened batch.
-
-        Raises:
-            RuntimeError: the network was not called with the scheduler's timestep, so those ahead are not known.
-        """
+        """The timestep of every row of the widened batch; those ahead are known where this one is the scheduler's."""
         given = call.kwargs["timestep"]
         like = given if isinstance(given, Tensor) else torch.as_tensor(given, device=call.tokens.device)
         scale = getattr(getattr(call.module, "config", None), "timestep_scale", 1)  # Sana's pipeline multiplies by it
-        scaled = [t * scale for t in self.timesteps if t is not None]
-        times = torch.tensor(scaled, dtype=like.dtype, device=like.device)
+        times = like.new_tensor([t * scale for t in self.timesteps if t is not None])
         tolerance = 4 * torch.finfo(like.dtype).eps if like.is_floating_point() else 0.0
         if not torch.allclose(like, times[0].expand_as(like), rtol=tolerance, atol=0.0):
             raise RuntimeError(
                 f"step {call.step.index}: {call.site} was called with timestep {float(like.flatten()[0]):.6g}, but the "
-                f"scheduler's is {scaled[0]:.6g}: the pipeline transforms it, so those of the steps ahead cannot be "
-                "known. Set batch_cap=1."
+                f"scheduler's is {float(times[0]):.6g}: the pipeline transforms it, so those of the steps ahead "
+                "cannot be known. Set batch_cap=1."
             )
         return times[None, :, None].expand(len(branches.roles), -1, branches.samples).flatten()
 
