@@ -103,7 +103,7 @@ def test_full_steps_may_be_listed_in_place_of_a_window():
         with attach(pipe, method) as attachment:
             latents = run(CASE, pipe, steps=6)
         assert attachment.plan.row("blocks.2") == attachment.trace.row("blocks.2") == "#..##."
-        assert whenwhere.plan(pipe, method, steps=6).rows == attachment.plan.rows  # no timesteps are needed
+        assert whenwhere.plan(pipe.transformer, method, steps=6).rows == attachment.plan.rows  # no timesteps are needed
         assert hash(method) == hash(SkipCache(schedule=tuple(schedule)))
     assert not torch.equal(run(CASE, pipe, steps=6), latents)
 
@@ -320,7 +320,7 @@ def test_a_depth_without_a_skip_is_refused():
 
 def test_a_plan_without_timesteps_is_refused():
     with pytest.raises(ValueError, match="goes by timesteps: plan"):
-        whenwhere.plan(build(CASE), SkipCache(), steps=10)
+        whenwhere.plan(build(CASE).transformer, SkipCache(), steps=10)
 
 
 def test_a_solver_that_evaluates_a_timestep_twice_is_refused():
