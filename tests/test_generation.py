@@ -7,7 +7,7 @@ import torch
 from fakes import TOWER, Every, doubling_pipeline
 from pipelines import build, run
 
-from whenwhere import DeepCache, GuidanceStop, TGate, attach, plan
+from whenwhere import CrossAttentionFreeze, DeepCache, GuidanceStop, TGate, attach, plan
 from whenwhere.site import Kind
 
 GATE = TGate(gate_step=2, sp_interval=1, warm_up=0)
@@ -77,6 +77,16 @@ def test_branches_that_nobody_declares_are_known_after_the_first_step():
             # Until the branches are known the outputs of both are held.
             assert attachment.trace.held == attachment.plan.cost.bytes * (2 if guidance else 1)
             assert attachment.trace.row("") == ("#/////" if guidance else "######")
+
+
+def test_a_mean_of_branches_that_nobody_declares_is_found_again():
+    """Kept before the number of branches is known, recalled after."""
+    freeze = CrossAttentionFreeze(1, anchor="mean")
+    for guidance in (True, False):
+        pipe = build("pixart-alpha")
+        with attach(pipe, freeze) as attachment:
+            run("pixart-alpha", pipe, guidance=guidance)
+            assert attachment.trace.row("transformer_blocks.0.attn2") == "#....."
 
 
 def stopped_by_hand(pipe, step):

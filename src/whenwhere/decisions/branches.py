@@ -65,9 +65,11 @@ class ReuseAcross(Decision):
     Attributes:
         keep: `each_branch`, of which those are returned that are present; or what makes one branch of all, which is
             returned for every branch.
+        shared: whether the slot is the same in every pass.
     """
 
     keep: Keep
+    shared: bool = False
 
     symbol: ClassVar[str] = "."
     name: ClassVar[str] = Reuse.name
@@ -83,7 +85,7 @@ class ReuseAcross(Decision):
 
     def fresh(self) -> Decision:
         """Run and keep."""
-        return Compute(self.keep)
+        return Compute(self.keep, self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def keep_of_both(keep: Keep, step: Step) -> Decision | None:
         ValueError: there are more than two separate calls.
     """
     if step.branches > 1:
-        return Compute(keep)
+        return Compute(keep, shared=True)
     if step.pass_ > 1:
         raise ValueError(f"there are two guidance branches, but the denoiser is called {step.pass_ + 1} times a step.")
     if step.pass_ == 0 or keep is unconditional_branch:  # without guidance the first call is all there is
@@ -190,6 +192,6 @@ def keep_of_both(keep: Keep, step: Step) -> Decision | None:
     return JoinMean() if keep is branch_mean else None
 
 
-def reuse_of_both(keep: Keep, step: Step) -> Decision:
-    """Return what `keep_of_both` kept."""
-    return Reuse(keep, shared=step.branches == 1)
+def reuse_of_both(keep: Keep) -> Decision:
+    """Return what `keep_of_both` kept, in one slot for all calls: the first step may not know how many there are."""
+    return Reuse(keep, shared=True)

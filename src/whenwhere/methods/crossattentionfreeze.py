@@ -59,12 +59,12 @@ class CrossAttentionFreeze(FromStep):
                 "works on it."
             )
         m, keep = self.first(step), _KEEPS[self.anchor]
-        together = keep is branch_mean and step.branches == 1  # of separate calls, which share one slot then
+        mean = keep is branch_mean  # in one slot, whether of a batch or of separate calls
         if step.index >= m:
-            return reuse_of_both(keep, step) if together else ReuseAcross(keep)
+            return reuse_of_both(keep) if mean and step.branches == 1 else ReuseAcross(keep, shared=mean)
         if step.index < m - 1:
             return None
-        return keep_of_both(keep, step) if together else Compute(keep)
+        return keep_of_both(keep, step) if mean else Compute(keep)
 
     def renews(self, step: Step) -> bool:
         """At the step whose outputs are kept, so that every cross-attention is reached."""

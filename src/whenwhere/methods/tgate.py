@@ -112,9 +112,9 @@ class TGate(Method):
         if s == m - 1:
             return keep_of_both(keep, step)
         if site.kind is Kind.CROSS_ATTENTION:
-            return reuse_of_both(keep, step) if s >= m else None
+            return reuse_of_both(keep) if s >= m else None
         if s >= m:
-            return Compute(whole, step.branches == 1) if s % self.fi_interval == 0 else reuse_of_both(whole, step)
+            return Compute(whole, shared=True) if s % self.fi_interval == 0 else reuse_of_both(whole)
         if s < self.warm_up:
             return None
         return Compute(whole) if s == self.warm_up or s % settle(self.sp_interval, step, self) == 0 else Reuse()
