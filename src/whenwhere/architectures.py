@@ -5,7 +5,6 @@ forward. `build` makes the network on the meta device, where one of any size tak
 `example` makes arguments that fit it. The tests hold every row against published parameter counts and multiply-adds.
 """
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from .spelling import did_you_mean
 
 Shape = tuple[int | Literal["rows"], ...]  # "rows" stands for the rows of the batch
 
@@ -78,8 +79,10 @@ def architecture(name: str) -> Architecture:
         ValueError: there is none; the message names the nearest.
     """
     if name not in _ARCHITECTURES:
-        (nearest,) = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.0)
-        raise ValueError(f"no architecture is called {name!r}; did you mean {nearest!r}? Known: {', '.join(names())}.")
+        raise ValueError(
+            f"no architecture is called {name!r}{did_you_mean(name, names())} Known: {', '.join(names())}. Models of "
+            "the zoo, and any pipeline or denoiser, are planned as objects: plan(zoo.load(name), ...)."
+        )
     return _ARCHITECTURES[name]
 
 

@@ -6,7 +6,6 @@ nothing has to be quoted twice in a shell.
 """
 
 import ast
-import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from .method import Method
 from .methods import CFG, FewerSteps
 from .position import Sigma, Timestep
+from .spelling import did_you_mean
 from .upstream import configuration
 
 # Where methods are exported from; a package that does not exist yet holds none.
@@ -122,11 +122,8 @@ def _look_up(name: str, known: Mapping[str, type[Any]]) -> type[Any]:
     classes = {word.lower(): cls for word, cls in known.items()}
     found = classes.get(name.replace("_", "").lower())
     if found is None:
-        (nearest,) = difflib.get_close_matches(name.lower(), classes, n=1, cutoff=0.0)
-        raise ValueError(
-            f"no method is called {name!r}; did you mean {classes[nearest].__name__!r}? "
-            f"Known: {', '.join(cls.__name__ for cls in classes.values())}."
-        )
+        names = [cls.__name__ for cls in classes.values()]
+        raise ValueError(f"no method is called {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}.")
     return found
 
 
@@ -135,8 +132,7 @@ def _field(method: str, name: str | None, names: list[str]) -> str:
         return name
     if name is None or not names:
         raise ValueError(f"{method} takes {', '.join(names) or 'no values'}; {_EXAMPLE}.")
-    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    raise ValueError(f"{method} has no field {name!r}; did you mean {nearest!r}? It has {', '.join(names)}.")
+    raise ValueError(f"{method} has no field {name!r}{did_you_mean(name, names)} It has {', '.join(names)}.")
 
 
 def _literal(node: ast.expr) -> object:

@@ -1,6 +1,5 @@
 """Models to run: a name of the zoo, or a directory that `save_pretrained` wrote."""
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..spelling import did_you_mean
 
 _DEFAULT_STEPS = 25
 _CONTENT = (".json", ".safetensors", ".bin", ".txt", ".model")  # files that say what a pipeline computes
@@ -85,9 +86,8 @@ def find_directory(name: str, known: list[str]) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         looks_like_path = os.sep in name or folder.exists()
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
-        hint = "" if looks_like_path or not near else f"; did you mean {near[0]!r}? Known: {', '.join(known)}"
-        raise ValueError(f"no model {name!r}: neither a known name nor a directory{hint}.")
+        hint = "." if looks_like_path else f"{did_you_mean(name, known)} Known: {', '.join(known)}."
+        raise ValueError(f"no model {name!r}: neither a known name nor a directory{hint}")
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline: there is no model_index.json. pipe.save_pretrained() writes it.")
     return folder

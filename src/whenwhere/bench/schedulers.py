@@ -1,8 +1,9 @@
 """Schedulers by short names, set up from the configuration of a pipeline's own."""
 
 import copy
-import difflib
 from typing import Any
+
+from ..spelling import did_you_mean
 
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
@@ -35,9 +36,8 @@ def make_scheduler(name: str, own: Any) -> Any:
     key = name.lower()
     cls = getattr(diffusers, SHORT_NAMES.get(key, name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        (nearest,) = difflib.get_close_matches(key, SHORT_NAMES, n=1, cutoff=0.0)
         raise ValueError(
-            f"no scheduler is called {name!r}; did you mean {nearest!r}? Short names: {', '.join(SHORT_NAMES)}; "
+            f"no scheduler is called {name!r}{did_you_mean(name, SHORT_NAMES)} Short names: {', '.join(SHORT_NAMES)}; "
             "class names of diffusers work too."
         )
     if (cls.__name__.startswith("FlowMatch")) != type(own).__name__.startswith("FlowMatch"):

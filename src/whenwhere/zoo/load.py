@@ -5,7 +5,6 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers.utils import logging
 
+from whenwhere.spelling import did_you_mean
 from whenwhere.zoo.catalog import CATALOG, Entry
 
 
@@ -28,8 +28,7 @@ def entry(name: str) -> Entry:
     """What the catalogue says about a model; an unknown name raises ValueError with the nearest known one."""
     if name in CATALOG:
         return CATALOG[name]
-    near = get_close_matches(name, CATALOG, n=1, cutoff=0.0)
-    raise ValueError(f"the zoo has no model {name!r}; did you mean {near[0]!r}? It has: {', '.join(names())}")
+    raise ValueError(f"the zoo has no model {name!r}{did_you_mean(name, CATALOG)} It has: {', '.join(names())}")
 
 
 def path(name: str) -> Path:
