@@ -14,7 +14,7 @@ from pipelines import build, run
 from tiny_models import BETAS
 
 from whenwhere import DeepCache, TGate, attach
-from whenwhere.clock import Clock, lay_out, place
+from whenwhere.clock import Clock, lay_out
 from whenwhere.decision import Compute, Reuse, whole
 from whenwhere.finding import denoiser_of
 from whenwhere.site import Kind
@@ -222,55 +222,3 @@ def test_no_decision_waits_for_the_device(monkeypatch):
     with pytest.raises(AssertionError, match=r"Tensor\.item"):
         torch.ones(()).item()
     inside.clear()
-
-
-# -- one generation at a time ----------------------------------------------------------------------------------------
-
-
-def test_a_timestep_is_found_by_where_it_lies():
-    laid = torch.tensor([9.0, 5.0, 5.0, 1.0])
-    assert [place(laid, t) for t in laid] == [0, 1, 2, 3]
-    assert [place(laid, t.expand(7)) for t in laid[1:]] == [1, 2, 3]
-    assert place(laid[1:], laid[2]) == 1
-    for copied in (laid.clone()[1], torch.tensor(5.0), 5.0, 5, None, laid.to("meta")[1]):
-        assert place(laid, copied) is None
-
-
-def test_two_generations_in_turns_are_refused():
-    """Off its full steps each would decode the other's features."""
-    pipe = build("sd")
-    sample, text = torch.randn(1, 4, 16, 16), torch.randn(1, 6, 16)
-    with attach(pipe, DeepCache(3), guidance=False), torch.no_grad():
-        pipe.scheduler.set_timesteps(4)
-        with pytest.raises(RuntimeError, match="two generations take turns, or one was begun anew"):
-            for t in pipe.scheduler.timesteps:
-                for _ in range(2):
-                    pipe.scheduler.step(pipe.unet(sample, t, text).sample, t, sample)
-
-
-def test_a_generation_within_another_is_refused_when_the_other_goes_on():
-    pipe = build("sd")
-    inner = []
-
-    def callback(_, step, *__):
-        if step == 2 and not inner:
-            inner.append(run("sd", pipe, steps=4))
-        return {}
-
-    expected = run("sd", build("sd"), steps=4)
-    with attach(pipe, DeepCache(1)):
-        with pytest.raises(RuntimeError, match="two generations take turns"), pytest.warns(match="changed nothing"):
-            run("sd", pipe, steps=6, callback=callback)
-        assert torch.equal(inner[0], expected)
-        assert torch.equal(run("sd", pipe, steps=4), expected)
-
-
-def test_a_loop_that_lays_out_its_steps_once_may_run_twice():
-    pipe = build("sd")
-    sample, text = torch.randn(1, 4, 16, 16), torch.randn(1, 6, 16)
-    with attach(pipe, DeepCache(3), guidance=False) as attached, torch.no_grad():
-        pipe.scheduler.set_timesteps(4)
-        for _ in range(2):
-            for t in pipe.scheduler.timesteps:
-                pipe.scheduler.step(pipe.unet(sample, t, text).sample, t, sample)
-            assert attached.trace.row("mid_block") == "#..#"

@@ -70,23 +70,6 @@ def lay_out(
     ]
 
 
-def place(timesteps: torch.Tensor, given: object) -> int | None:
-    """The number of a timestep among those that a scheduler laid out, read from where it lies in their memory.
-
-    That asks nothing of the device, while comparing numbers would wait for it.
-
-    Args:
-        timesteps: (T,), all of them.
-        given: what the scheduler was told; `None` comes back unless it is an element of theirs, not a copy.
-    """
-    if not isinstance(given, torch.Tensor) or "meta" in (given.device.type, timesteps.device.type):
-        return None
-    theirs, its = timesteps.untyped_storage(), given.untyped_storage()
-    if theirs.data_ptr() != its.data_ptr() or not its.nbytes() or not timesteps.stride(0):
-        return None
-    return (given.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0)
-
-
 class Clock:
     """Counts the steps of one scheduler by listening to it; restores it exactly when it stops."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, Role
-from .clock import Clock, Scheduler, place
+from .clock import Clock, Scheduler
 from .decision import Output, map_tensors
 from .generation import Generation
 from .layout import argument_reader, declared_roles
@@ -23,6 +23,8 @@ from .pricing.unit import Unit
 from .schedule import executed, handover
 from .setting import setting_of
 from .site import Kind, Site
+from .table import idle
+from .turns import Turns
 
 
 class Course:
@@ -65,9 +67,8 @@ class Course:
         self._units: list[Unit] | str = []  # what these examples cost; empty until somebody asks
         self._warned = False
         self._laid_out = False  # since the last call of the denoiser
-        self._timesteps = self._left = torch.empty(0)  # of the present generation; of one that another broke into
+        self._turns = Turns(scheduler)
         self._unsettled: Setting | None = None  # of the present generation, until its branches are known
-        self._place: int | None = None  # of the last step among them, where it is known
         self._clock = Clock(scheduler, self._begin_anew, self._stepped, self._move)
 
     def units(self) -> list[Unit] | str:
@@ -88,6 +89,8 @@ class Course:
             if site.kind not in self._examples or not generation.trace:
                 self._examples[site.kind] = map_tensors(named, _on_meta)
                 self._units = []
+            if site.kind is Kind.MODEL:
+                self._turns.call(named.get("timestep"))
             rows = next(iter(named.values())).shape[0]
             generation.open(self._clock.index, rows if site.kind is Kind.MODEL else None)
             generation.traced.reached[i] = True
@@ -111,7 +114,8 @@ class Course:
         declared = declared_roles(self._pipe, self._anatomy)
         if self._guidance is not None:
             declared = self._anatomy.roles if self._guidance else (Role.CONDITIONAL,)
-        self._clock.index, self._timesteps, self._place = 0, self._scheduler.timesteps, None
+        self._clock.index = 0
+        self._turns.begin(self._scheduler.timesteps)
         told = any(method.reads_timestep for method in self._methods)
         timesteps, sigmas, skipped = executed(self._pipe, self._scheduler, named.get("timestep"), told)
         modules, successors = list(self._modules.values()), list(self._successors.values())
@@ -127,12 +131,16 @@ class Course:
 
     def _stepped(self, samples: int, timestep: object) -> None:
         """The scheduler is about to move."""
-        self._refuse_turns(timestep)
         generation = self.present
         if generation is None:
             if self._laid_out:
                 self._unexpected()
             return
+        try:
+            self._turns.step(timestep)
+        except RuntimeError:
+            self.abandon()
+            raise
         generation.stepped(samples)
         self._settle(generation)
         if self._sites[-1].kind is Kind.SCHEDULER:
@@ -149,27 +157,6 @@ class Course:
         except ValueError:
             self.abandon()
             raise
-
-    def _refuse_turns(self, timestep: object) -> None:
-        """Refuse to serve two generations in turns: what one remembers would be handed to the other.
-
-        A timestep is known where it is an element of the scheduler's `timesteps`, as in every pipeline.
-
-        Raises:
-            RuntimeError: this step does not follow the one before.
-        """
-        if self.present is None:
-            return
-        now, before = place(self._timesteps, timestep), self._place
-        self._place = now
-        broken = len(self._left) and place(self._left, timestep) is not None
-        if broken or (None not in (now, before) and now != before + 1):  # type: ignore[operator]
-            self.abandon()
-            raise RuntimeError(
-                f"{type(self._scheduler).__name__}.step was called for a timestep that does not follow the one before: "
-                "two generations take turns, or one was begun anew without set_timesteps. An attachment carries one "
-                "generation at a time; finish it, or call set_timesteps before the next one begins."
-            )
 
     def _move(self, original: Callable[..., Output], *args: Any, **kwargs: Any) -> Output:
         """The scheduler moves the latents; after the last step, or an error, the generation is over."""
@@ -193,9 +180,10 @@ class Course:
 
     def _begin_anew(self) -> None:
         """The scheduler laid out its steps: a generation will begin with the first call of the denoiser."""
-        if self.present is not None:
-            self._left = self._timesteps
+        self._turns.laid_out(broken=self.present is not None)
         self.abandon()
+        if isinstance(getattr(self._pipe, "_num_timesteps", None), int):
+            self._pipe._num_timesteps = None  # of an earlier call; pipelines set it anew, one's own loops do not
         self._laid_out = True
 
     def abandon(self) -> None:
@@ -209,10 +197,7 @@ class Course:
         if self._warned:
             return
         for number, method in enumerate(self._methods):
-            opinions = (
-                o for column in generation.trace for cell in column.opinions for o in cell if o.method == number
-            )
-            if all(opinion.decision.neutral for opinion in opinions):
+            if idle(generation.trace, number):
                 self._warned = True
                 warnings.warn(
                     f"{method} changed nothing in {generation.count} steps: {method.idle_reason}", stacklevel=7

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .clock import Scheduler, place
+from .clock import Scheduler
+from .turns import place
 
 
 def executed(

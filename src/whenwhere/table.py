@@ -2,7 +2,8 @@
 
 Besides asking every method about every site and step, laying the table settles what follows from it: a region that one
 method leaves empty is computed where another one keeps something of it, a recall where nothing is remembered becomes a
-computation, a site inside a recalled one is not reached, and nothing is kept that no later step recalls. Printing, costing and carrying out all read the same table.
+computation, a site inside a recalled one is not reached, and nothing is kept that no later step recalls. Printing,
+costing and carrying out all read the same table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,12 @@ def _slots(column: Column) -> Iterator[tuple[SlotKey, Decision]]:
             yield slot_key(opinion, i, column.step.pass_), opinion.decision
             if opinion.decision.stops:
                 break
+
+
+def idle(columns: Sequence[Column], method: int) -> bool:
+    """Whether a method, by its number, changes nothing in a table."""
+    opinions = (o for column in columns for cell in column.opinions for o in cell if o.method == method)
+    return all(opinion.decision.neutral for opinion in opinions)
 
 
 def _ask(site: Site, methods: Sequence[Method], step: Step) -> tuple[Opinion, ...]:
