@@ -12,7 +12,7 @@ import torch
 from fakes import TOWER, Every, Nesting, doubling_pipeline
 from pipelines import build, run
 
-from whenwhere import DeepCache, Method, TGate, attach
+from whenwhere import DeepCache, FewerSteps, Method, TGate, attach, detach, plan
 from whenwhere.clock import Step
 from whenwhere.decision import Decision
 from whenwhere.decisions.prior import Prior
@@ -287,3 +287,57 @@ def test_a_denoiser_that_is_used_after_a_generation_begins_a_new_one():
         pipe([1.0, 2.0])
         assert pipe.transformer(torch.tensor([[7.0]])).tolist() == [[14.0]]
         assert pipe([3.0, 4.0]) == [6.0, 6.0]
+
+
+# -- without what attach returned ------------------------------------------------------------------------------------
+
+
+def test_what_nobody_kept_is_taken_off_by_the_pipeline():
+    pipe = build("sd")
+    plain = run("sd", pipe)
+    attach(pipe, DeepCache(3))
+    detach(pipe)
+    assert torch.equal(run("sd", pipe), plain)
+    assert "forward" not in vars(pipe.unet)
+    with pytest.raises(ValueError, match="nothing is attached to UNet2DConditionModel"):
+        detach(pipe)
+
+
+def test_what_something_stood_over_is_given_back_when_it_is_gone():
+    """As offloading does, whose hooks hold the forward that they found."""
+    pipe = build("sd")
+    attached = attach(pipe, DeepCache(3))
+    held = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: held(*args, **kwargs)
+    with pytest.warns(UserWarning, match=r"replaced after attaching.*or detach again when what replaced it is gone"):
+        attached.detach()
+    pipe.unet.forward = held
+    with attach(pipe, DeepCache(2)):  # what is left there does nothing
+        pass
+    attached.detach()
+    assert "forward" not in vars(pipe.unet)
+
+
+def test_an_attachment_says_what_it_is():
+    with attach(build("sd"), DeepCache(3)) as attached:
+        assert repr(attached) == f"<{DeepCache(3)!r} attached to UNet2DConditionModel>"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (FewerSteps(5), "FewerSteps and CFG are settings to compare with"),
+        ("tgate(3)", "the command line alone takes text"),
+        (TGate, r"is not a method; write TGate\(...\), with its fields"),
+    ],
+)
+def test_what_is_no_method_is_neither_attached_nor_planned(asked, words):
+    for refuse in (lambda: attach(build("sd"), asked), lambda: plan("sd15", asked, steps=4)):
+        with pytest.raises(TypeError, match=words):
+            refuse()
+
+
+def test_guidance_is_a_truth_value_and_no_scale():
+    for refuse in (lambda: attach(build("sd"), TGate(3), guidance=7.5), lambda: plan("sd15", steps=4, guidance=7.5)):
+        with pytest.raises(TypeError, match=r"guidance must be True or False, got 7\.5"):
+            refuse()

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 from .anatomy import Anatomy, Part
-from .attach import Attachment, attach
+from .attach import Attachment, attach, detach
 from .bench.choice import Choice, load_choice
 from .calibration import Calibration, calibrate
 from .clock import Step
@@ -75,6 +75,7 @@ __all__ = [
     "attach",
     "calibrate",
     "compile_inside",
+    "detach",
     "load_choice",
     "plan",
     "whole",

@@ -15,12 +15,21 @@ from .clock import Scheduler, Step
 from .course import Course
 from .decision import Output
 from .families import FAMILIES
-from .finding import counterparts, denoiser_of, denoisers_of, modules_of, refuse_the_attached
+from .finding import (
+    counterparts,
+    denoiser_of,
+    denoisers_of,
+    front_of,
+    modules_of,
+    refuse_strangers,
+    refuse_the_attached,
+)
 from .front import Front
 from .generation import Generation
 from .layout import argument_reader
 from .method import Method
 from .plan import Plan
+from .ranges import true_or_false
 from .site import Kind, Site
 from .table import Column
 
@@ -54,9 +63,9 @@ def attach(
     """
     if not methods:
         raise ValueError("attach needs at least one method, for example attach(pipe, TGate(gate_step=10)).")
-    for method in methods:
-        if not isinstance(method, Method):
-            raise TypeError(f"{method!r} is not a method; methods are objects such as TGate(gate_step=10).")
+    refuse_strangers(methods)
+    if guidance is not None:
+        true_or_false("guidance", guidance)
     denoiser = denoiser_of(pipe)
     scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
     if scheduler is None or not all(hasattr(scheduler, name) for name in ("set_timesteps", "step", "timesteps")):
@@ -65,6 +74,21 @@ def attach(
             "attach(denoiser, ..., scheduler=...)."
         )
     return Attachment(pipe, denoiser, scheduler, anatomy or find(denoiser, FAMILIES), methods, guidance)
+
+
+def detach(pipe: Any) -> None:
+    """Take off what is attached to a pipeline or a denoiser, where nobody kept what `attach` returned.
+
+    Raises:
+        ValueError: nothing is attached to it.
+        TypeError: there is no denoiser.
+    """
+    denoiser = denoiser_of(pipe)
+    for module in denoiser.modules():
+        if (front := front_of(module)) is not None:
+            front.holder.detach()
+            return
+    raise ValueError(f"nothing is attached to {type(denoiser).__name__}.")
 
 
 class Attachment:
@@ -109,6 +133,9 @@ class Attachment:
             self.detach()
             raise
         self._fronts = [*inside, *(self._put_front(*place) for place in sites if place[2] in self._denoisers)]
+        self._covered: list[Front] = []  # taken off while something else stood over them
+        for front in self._fronts:
+            front.holder = self
 
     def _present(self) -> Step:
         """The step that is running."""
@@ -195,14 +222,25 @@ class Attachment:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def detach(self) -> None:
-        """Give modules and scheduler back as they were found; calling it again does nothing."""
+        """Give modules and scheduler back as they were found; again, to give back what something else stood over."""
         self._course.stop()
+        for front in self._covered:
+            front.remove()
+        self._covered = [front for front in self._covered if front.covered]
         while self._fronts and self._fronts[-1].owner in self._denoisers:
-            self._fronts.pop().remove()
+            self._take_off(self._fronts.pop())
         while self._installed:
             self._installed.pop()()
         while self._fronts:
-            self._fronts.pop().remove()
+            self._take_off(self._fronts.pop())
+
+    def _take_off(self, front: Front) -> None:
+        front.remove()
+        if front.covered:
+            self._covered.append(front)
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(map(repr, self.methods))} attached to {type(self._denoiser).__name__}>"
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """Finding what methods are attached to: the denoiser of a pipeline, and those of its sites that a method asks about."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from inspect import unwrap
 from itertools import permutations
 from typing import Any
 
@@ -11,6 +10,25 @@ from .anatomy import Anatomy, walk
 from .front import Front
 from .method import Method
 from .site import Kind, Site
+
+
+def refuse_strangers(methods: Sequence[object]) -> None:
+    """What is attached or planned are methods.
+
+    Raises:
+        TypeError: something is none.
+    """
+    for method in methods:
+        if isinstance(method, Method):
+            continue
+        name = method.__name__ if isinstance(method, type) else type(method).__name__
+        if isinstance(method, type) and issubclass(method, Method):
+            hint = f"write {name}(...), with its fields."
+        elif isinstance(method, str):
+            hint = "methods are objects such as TGate(gate_step=10); the command line alone takes text."
+        else:
+            hint = "methods are objects such as TGate(gate_step=10); FewerSteps and CFG are settings to compare with."
+        raise TypeError(f"{method!r} is not a method; {hint}")
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -80,11 +98,21 @@ def refuse_the_attached(denoiser: nn.Module, modules: Mapping[Site, nn.Module | 
     for site, module in modules.items():
         if module is None:
             continue
-        if isinstance(unwrap(module.forward, stop=lambda forward: isinstance(forward, Front)), Front):
+        if front_of(module) is not None:
             raise ValueError(
-                f"{type(denoiser).__name__}: something is attached already (found at {site}). Detach it first, or "
-                "pass all methods to one attach(pipe, ...)."
+                f"{type(denoiser).__name__}: something is attached already (found at {site}). whenwhere.detach(pipe) "
+                "takes it off; or pass all methods to one attach(pipe, ...)."
             )
+
+
+def front_of(module: nn.Module) -> Front | None:
+    """What of ours stands in front of a module, if anything does; what was taken off but is still held does not."""
+    front: object = module.forward
+    while front is not None:
+        if isinstance(front, Front) and not front.removed:
+            return front
+        front = getattr(front, "__wrapped__", None)
+    return None
 
 
 def choose(sites: Iterable[Site], methods: Sequence[Method], model: str) -> list[Site]:

@@ -28,6 +28,8 @@ class Front:
         functools.update_wrapper(self, original)
         self.original = original
         self.owner, self._name = owner, name
+        self.removed = self.covered = False
+        self.holder: Any = None  # who put it there and can take it off
         self._previous = vars(owner).get(name)
         self._run = make(self.original)
         vars(owner)[name] = self
@@ -45,15 +47,22 @@ class Front:
         return outer is self
 
     def remove(self) -> None:
-        """Give the method back as it was found. Where something was put over this since, calls pass straight on."""
-        self._run = self.original
+        """Give the method back as it was found.
+
+        Where something was put over this since, it stays `covered`, and calls pass straight on; when that is gone it
+        may be removed again.
+        """
+        again, self._run, self.removed = self.removed, self.original, True
         attributes = vars(self.owner)
-        if attributes.get(self._name) is not self:
-            warnings.warn(
-                f"{self._name} of a {type(self.owner).__name__} was replaced after attaching; it is left as it is. "
-                "Detach in the reverse order of attaching.",
-                stacklevel=4,
-            )
+        self.covered = attributes.get(self._name) is not self
+        if self.covered:
+            if not again:
+                warnings.warn(
+                    f"{self._name} of a {type(self.owner).__name__} was replaced after attaching; it is left as it is. "
+                    "Detach in the reverse order of attaching, or detach again when what replaced it is gone "
+                    "(offloading: pipe.remove_all_hooks()).",
+                    stacklevel=4,
+                )
         elif self._previous is None:
             del attributes[self._name]
         else:
