@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from whenwhere import DeepCache, GuidanceStop, attach, plan
 from whenwhere.anatomy import walk
-from whenwhere.pricing.cost import Macs, NotPriced, count, measure, meta_twin
+from whenwhere.pricing.cost import Macs, PricingError, count, measure, meta_twin
 
 PRODUCT = 3 * 4 * 5
 
@@ -104,5 +104,5 @@ def test_a_network_that_cannot_be_counted_is_carried_out_all_the_same():
     assert trace.held > 0
     reason = "the multiply-adds of UNet2DConditionModel cannot be counted: .*packed::linear"
     assert re.search(reason, str(trace))
-    with pytest.raises(NotPriced, match=reason):
+    with pytest.raises(PricingError, match=reason):
         _ = planned.priced

@@ -1,12 +1,13 @@
 """Plans and traces: drawn, priced, saved, and made beforehand."""
 
+import html
 import json
 
 import pytest
 from fakes import TOWER, Every, doubling_pipeline
 from pipelines import build, run
 
-from whenwhere import DeepCache, GuidanceStop, Plan, TGate, attach, plan
+from whenwhere import DeepCache, GuidanceStop, Plan, TGate, Timestep, attach, plan
 from whenwhere.site import Kind
 
 
@@ -148,3 +149,31 @@ def test_a_plan_made_while_a_pipeline_is_attached_is_the_same():
     with attach(pipe, DeepCache()):
         run("sd", pipe)
         assert plan(pipe, DeepCache(), steps=6) == expected
+
+
+# -- what a plan says in few words -----------------------------------------------------------------------------------
+
+
+def test_a_plan_is_short_in_a_list_and_a_table_in_a_notebook():
+    table = plan("sd15", TGate(2, sp_interval=1), steps=4)
+    assert len(repr(table)) < 300
+    assert repr(table).startswith("<plan of TGate(gate_step=2")
+    assert table._repr_html_() == f"<pre>{html.escape(str(table))}</pre>"
+
+
+def test_a_plan_of_a_method_with_nothing_to_do_says_so():
+    told = f"{GuidanceStop(2)} changes nothing here: "
+    assert told in str(plan("sd15", GuidanceStop(2), steps=4, guidance=False))
+    assert told not in str(plan("sd15", GuidanceStop(2), steps=4))
+
+
+def test_a_pipelines_own_scheduler_tells_the_timesteps():
+    """Of 800, 600, 400, ... the second is the first below 700."""
+    table = plan(build("sd"), TGate(Timestep(700), sp_interval=1), steps=5)
+    assert table.row("down_blocks.0.attentions.0.transformer_blocks.0.attn2") == "#...."
+
+
+@pytest.mark.parametrize("images", [0, -3])
+def test_a_plan_is_of_one_image_at_least(images):
+    with pytest.raises(ValueError, match=f"images must be at least 1, got {images}"):
+        plan("sd15", steps=4, images=images)

@@ -3,21 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from .decision import Compute
 from .method import Method
-from .pricing.cost import Cost, Macs, NotPriced, Unit, total
+from .pricing.cost import Cost, Macs, PricingError, Unit, total
 from .site import Kind, Side, Site
-from .table import Column, lay
+from .table import Column, idle, lay
 
 _NOT_REACHED = " "
 _FORMAT = 1  # of the JSON files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A table of decisions, sites x steps.
 
@@ -68,6 +69,9 @@ class Plan:
         cost = total(sites, units, columns, samples) if units else None
         told = notes or [{}] * len(methods)
         said = [m.remark(columns[0].step, note) for m, note in zip(methods, told, strict=True)] if columns else []
+        for number, method in enumerate(methods):
+            if kind == "plan" and not (method.observes or method.adaptive) and idle(columns, number):
+                said.append(f"{method} changes nothing here: {method.idle_reason}")
         remarks = tuple(filter(None, [*said, unknown]))
         least, cheapest = None, [method.cheapest() for method in methods]
         if kind == "plan" and units and cheapest != list(methods):
@@ -79,10 +83,10 @@ class Plan:
         """The cost.
 
         Raises:
-            NotPriced: it is not known.
+            PricingError: it is not known.
         """
         if self.cost is None:
-            raise NotPriced(self.remarks[-1] if self.remarks else "this table has no sites to price.")
+            raise PricingError(self.remarks[-1] if self.remarks else "this table has no sites to price.")
         return self.cost
 
     @property
@@ -111,6 +115,14 @@ class Plan:
                 members = [site for site, _ in run]
                 found.append((_label(kind, members, len(rows)), row))
         return found
+
+    def __repr__(self) -> str:
+        methods = ", ".join(self.methods) or "no method"
+        return f"<{self.kind} of {methods} on {self.model}, {self.steps} evaluations; print it to see the table>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the table as it prints."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         width = max(len(label) for label, _ in self.groups)

@@ -1,5 +1,6 @@
 """Planning before anything runs: the table and its cost, for a pipeline, a model or a published architecture's name."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ from . import architectures
 from .anatomy import Anatomy, find
 from .clock import Scheduler, Step, lay_out
 from .families import FAMILIES, PIPELINES
-from .finding import denoiser_of, modules_of
+from .finding import denoiser_of, modules_of, refuse_strangers
 from .method import Method, Setting
 from .plan import Plan
 from .pricing.cost import price_or_reason
 from .pricing.examples import example_of, example_of_control
 from .pricing.unit import Unit
+from .ranges import at_least, true_or_false
 from .schedule import handover, noise_levels
 from .setting import configuration_of, known
 from .site import Kind, Site
@@ -37,13 +39,17 @@ def plan(
             `whenwhere.architectures.names()`).
         methods: as for `attach`; without any, the plain run.
         steps: evaluations of the denoiser. Solvers of second order evaluate nearly twice per inference step.
-        guidance: whether classifier-free guidance is on. Models with distilled guidance have one branch anyway.
+        guidance: whether classifier-free guidance is on, not its scale. Models with distilled guidance have one branch
+            anyway.
         images: images, or videos, generated at once.
-        scheduler: where methods go by timesteps: a scheduler whose timesteps are set.
+        scheduler: where methods go by timesteps: a scheduler whose timesteps are set. A pipeline's own is laid out for
+            as many steps where it can be.
         anatomy: for a model family that the library does not know.
 
     Raises:
-        ValueError: unknown name or family, a method that does not fit the model or the number of steps, `steps` < 1.
+        ValueError: unknown name or family, a method that does not fit the model or the number of steps, a number below
+            1.
+        TypeError: something is no method, or of another type than it should be.
     """
     return Planner(model, steps, guidance, images, scheduler, anatomy).plan(*methods)
 
@@ -62,6 +68,9 @@ class Planner:
     ) -> None:
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        at_least(1, images=images)
+        true_or_false("guidance", guidance)
+        scheduler = _laid_out(model, steps) if scheduler is None else scheduler
         self._denoiser, self._examples = _denoiser_and_examples(model)
         self._anatomy = anatomy = anatomy or find(self._denoiser, FAMILIES)
         self._pipe = self._denoiser if isinstance(model, str) else model
@@ -86,6 +95,7 @@ class Planner:
         Raises:
             ValueError: a method does not fit the model or the number of steps.
         """
+        refuse_strangers(methods)
         fitted = (method.fit(self._denoiser) for method in methods)
         ordered = tuple(sorted(fitted, key=lambda method: method.innermost))
         modules = modules_of(self._pipe, self._anatomy, ordered)
@@ -107,6 +117,18 @@ def _denoiser_and_examples(model: Any) -> tuple[nn.Module, dict[Kind, dict[str, 
     if isinstance(control, nn.Module):
         examples[Kind.CONTROL] = example_of_control(control, examples[Kind.MODEL])
     return denoiser, examples
+
+
+def _laid_out(model: Any, steps: int) -> Scheduler | None:
+    """A copy of a pipeline's scheduler, set to so many evaluations; `None` where that does not do."""
+    scheduler: Any = copy.deepcopy(getattr(model, "scheduler", None))
+    if not hasattr(scheduler, "set_timesteps"):
+        return None
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, TypeError):  # some schedules depend on the resolution
+        return None
+    return scheduler if len(scheduler.timesteps) == steps else None
 
 
 def _guided(model: Any, denoiser: nn.Module) -> bool:

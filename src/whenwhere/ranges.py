@@ -34,6 +34,16 @@ def position(name: str, value: float, minimum: int = 0) -> None:
     return None
 
 
+def true_or_false(name: str, value: object) -> None:
+    """The field is a truth value.
+
+    Raises:
+        TypeError: it is not, as where a guidance scale is given for whether there is guidance.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """The field is one of a few words.
 

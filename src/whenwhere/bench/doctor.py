@@ -77,8 +77,10 @@ def examine(pipe: Any, steps: int, guidance: float) -> Examination:
         guidance: guidance scale; at most 1 means none.
 
     Raises:
-        TypeError: there is no denoiser.
+        TypeError: there is no denoiser, or guidance is a truth value.
     """
+    if isinstance(guidance, bool):
+        raise TypeError(f"guidance is a scale, such as 7.5, or 1 for none; got {guidance!r}")
     denoiser = denoiser_of(pipe)
     obstacles = list(_obstacles(pipe, denoiser))
     scheduler, evaluations = None, steps

@@ -29,7 +29,12 @@ Model = Annotated[
     str,
     typer.Argument(help="An architecture (sd15, sdxl, pixart-alpha-1024, ...), a name of the zoo, or a directory."),
 ]
-Guidance = Annotated[bool, typer.Option(help="Whether classifier-free guidance is on.")]
+Guidance = Annotated[
+    bool | None,
+    typer.Option(
+        "--guidance/--no-guidance", help="Whether classifier-free guidance is on [the model's]", show_default=False
+    ),
+]
 Images = Annotated[int, typer.Option(min=1, help="Pictures, or videos, made at once.")]
 Png = Annotated[Path | None, typer.Option(help="Draw the plan to this file.", show_default=False)]
 Save = Annotated[Path | None, typer.Option(help="Save the plan as JSON.", show_default=False)]
@@ -40,7 +45,7 @@ def command(
     model: Model,
     method: options.Method = "",
     steps: options.Steps = None,
-    guidance: Guidance = True,
+    guidance: Guidance = None,
     images: Images = 1,
     png: Png = None,
     save: Save = None,
@@ -79,7 +84,7 @@ def _draw(plan: "Plan", title: str, png: Path) -> None:
         draw_plan(plan, title).save(temporary)
 
 
-def make(name: str, variant: Any, steps: int | None, guidance: bool, images: int) -> "Plan":
+def make(name: str, variant: Any, steps: int | None, guidance: bool | None, images: int) -> "Plan":
     """The plan of a variant on a model that is named in any of the three ways.
 
     Raises:
@@ -90,14 +95,18 @@ def make(name: str, variant: Any, steps: int | None, guidance: bool, images: int
     from ..bench.schedulers import evaluations
 
     if name in architectures.names():
-        asked = steps or architectures.architecture(name).steps
-        return planning.plan(name, *variant.methods, steps=variant.steps(asked), guidance=guidance, images=images)
+        row = architectures.architecture(name)
+        if guidance and not row.guided:
+            raise ValueError(f"{name} is run without a guidance batch, so there is no guidance to plan.")
+        asked = variant.steps(steps or row.steps)
+        return planning.plan(name, *variant.methods, steps=asked, guidance=guidance is not False, images=images)
     if name not in zoo.names():
         find_directory(name, [*architectures.names(), *zoo.names()])
     model = open_model(name, device="cpu", dtype="float32")
     scheduler, asked = model.pipeline.scheduler, variant.steps(steps or model.steps)
     count = evaluations(scheduler, asked)
     scheduler.set_timesteps(asked)
+    guidance = model.guidance > 1 if guidance is None else guidance
     return planning.plan(
         model.pipeline, *variant.methods, steps=count, guidance=guidance, images=images, scheduler=scheduler
     )

@@ -62,7 +62,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
     return copied.eval()
 
 
-class NotPriced(ValueError):
+class PricingError(ValueError):
     """A network whose multiply-adds nobody can count, because it does not run on tensors without numbers."""
 
 
@@ -75,7 +75,7 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
         example: keyword arguments of one forward, tensors on the meta device; the first one has a row for every sample.
 
     Raises:
-        NotPriced: an operation of the model is not known on the meta device, as of some that are quantised.
+        PricingError: an operation of the model is not known on the meta device, as of some that are quantised.
     """
     rows = next(iter(example.values())).shape[0]
     bare = next(model.parameters()).device.type == "meta" and not any("forward" in vars(m) for m in model.modules())
@@ -94,7 +94,7 @@ def measure(model: nn.Module, sites: Sequence[Site], example: Mapping[str, Any])
             twin(**example)
     except NotImplementedError as error:
         reason = str(error).partition(". ")[0].replace("\n", " ")
-        raise NotPriced(f"the multiply-adds of {type(model).__name__} cannot be counted: {reason}") from error
+        raise PricingError(f"the multiply-adds of {type(model).__name__} cannot be counted: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -122,7 +122,7 @@ def price(modules: Mapping[Site, nn.Module | None], examples: Mapping[Kind, Mapp
         examples: by `Kind.MODEL` and `Kind.CONTROL`, what `measure` needs of either.
 
     Raises:
-        NotPriced: as `measure` does.
+        PricingError: as `measure` does.
     """
     (denoiser,) = (module for site, module in modules.items() if module is not None and site.kind is Kind.MODEL)
     units = measure(denoiser, tuple(modules), examples[Kind.MODEL])
@@ -140,7 +140,7 @@ def price_or_reason(
     """What `price` returns, or why it cannot."""
     try:
         return price(modules, examples)
-    except NotPriced as error:
+    except PricingError as error:
         return str(error)
 
 
