@@ -62,8 +62,7 @@ def test_the_layout_on_the_page_names_every_file_and_package():
     package = ROOT / "src" / "whenwhere"
     files = {path.name for path in package.glob("*.py")} - {"__init__.py"}
     packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert len(named) == len(set(named))
-    assert (files | packages) - set(named) == set()
+    assert sorted(named) == sorted(files | packages)
 
 
 def test_the_order_of_imports_on_the_page_is_the_one_that_is_tested():
