@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffusers import PyramidAttentionBroadcastConfig
 from pipelines import build, run
+from test_nag import text
 
 import whenwhere
 from whenwhere import Method, attach
@@ -41,7 +42,10 @@ METHODS: tuple[Method, ...] = (
     whenwhere.NAG(scale=5.0),
 )
 
-SUITED = {("flux", "ToCa"): whenwhere.ToCa(3, 0.3, schedule="flux")}  # settings of a family's own
+SUITED = {  # settings of a family's own
+    ("flux", "ToCa"): whenwhere.ToCa(3, 0.3, schedule="flux"),
+    ("flux", "NAG"): whenwhere.NAG(scale=5.0, negative_prompt_embeds=text("flux")),
+}
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,10 @@ class Plan:
             return []
         cost, least = self.cost, self.least
         return [
-            f"{_tera(cost.macs.all)} of {_tera(cost.baseline.all)} MACs ({cost.ratio:.2f}x fewer), "
+            f"{_tera(cost.macs.all)} of {_tera(cost.baseline.all)} MACs ({cost}), "
             f"{_tera(cost.macs.papers)} of {_tera(cost.baseline.papers)} in the papers' convention "
             "(without QK^T and AV)",
-            *([] if least is None else [f"{_tera(least.macs.all)} MACs at the least ({least.ratio:.2f}x fewer)"]),
+            *([] if least is None else [f"{_tera(least.macs.all)} MACs at the least ({least})"]),
             f"{_mega(cost.bytes)} remembered at most" + ("" if self.held is None else f", {_mega(self.held)} measured"),
         ]
 

@@ -22,7 +22,7 @@ def print_table(comparison: "Comparison") -> None:
     summaries = comparison.summaries()
     table = Table(box=box.SIMPLE_HEAD, title=comparison.heading, title_justify="left", title_style="bold")
     table.add_column("")
-    for name in ("seconds", "denoising", "speed-up", "MACs", "papers' MACs", "kept", "PSNR", "SSIM"):
+    for name in ("seconds", "denoising", "speed-up", "MACs", "papers' MACs", "remembered", "PSNR", "SSIM"):
         table.add_column(name, justify="right")
     table.add_row(PLAIN.label, *_cells(summaries[PLAIN]))
     for method, baselines in comparison.groups.items():

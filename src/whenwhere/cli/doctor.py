@@ -54,7 +54,7 @@ def _print(found: "Examination") -> None:
     screen.print(f"{found.pipeline}: {found.denoiser}, {found.scheduler}, {found.evaluations} evaluations {guided}")
     for obstacle in found.obstacles:
         screen.print(f"In the way: {obstacle}", style="yellow", soft_wrap=True)
-    table = Table("fits", "fewer MACs", "papers' MACs", "kept", "note", box=box.SIMPLE_HEAD)
+    table = Table("fits", "fewer MACs", "papers' MACs", "remembered", "note", box=box.SIMPLE_HEAD)
     for item in found.treatments:
         if item.ratio is not None and item.ratio_papers is not None:
             ratios = (f"{item.ratio:.2f}x", f"{item.ratio_papers:.2f}x")

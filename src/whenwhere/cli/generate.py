@@ -75,7 +75,7 @@ def command(
         return
     for file in files:
         typer.echo(file)
-    typer.echo(f"{len(pictures)} pictures in {seconds(took)} s", err=True)
+    typer.echo(f"{len(pictures)} picture{'s' * (len(pictures) != 1)} in {seconds(took)} s", err=True)
 
 
 def file_names(out: Path, prompts: Sequence[str], seeds: Sequence[int], grid: bool) -> list[Path]:

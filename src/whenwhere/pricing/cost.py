@@ -43,6 +43,9 @@ class Cost:
         """How many times fewer multiply-adds than without methods, all products counted."""
         return self.baseline.all / self.macs.all if self.macs.all else float("inf")
 
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x fewer" if self.ratio >= 1 else f"{1 / self.ratio:.2f}x more"
+
 
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of a model's structure on the meta device, without any weight, every forward its class's own."""
