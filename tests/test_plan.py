@@ -7,7 +7,7 @@ import pytest
 from fakes import TOWER, Every, doubling_pipeline
 from pipelines import build, run
 
-from whenwhere import DeepCache, GuidanceStop, Plan, TGate, Timestep, attach, plan
+from whenwhere import DeepCache, GuidanceStop, Plan, TGate, attach, plan
 from whenwhere.site import Kind
 
 
@@ -165,12 +165,6 @@ def test_a_plan_of_a_method_with_nothing_to_do_says_so():
     told = f"{GuidanceStop(2)} changes nothing here: "
     assert told in str(plan("sd15", GuidanceStop(2), steps=4, guidance=False))
     assert told not in str(plan("sd15", GuidanceStop(2), steps=4))
-
-
-def test_a_pipelines_own_scheduler_tells_the_timesteps():
-    """Of 800, 600, 400, ... the second is the first below 700."""
-    table = plan(build("sd"), TGate(Timestep(700), sp_interval=1), steps=5)
-    assert table.row("down_blocks.0.attentions.0.transformer_blocks.0.attn2") == "#...."
 
 
 @pytest.mark.parametrize("images", [0, -3])

@@ -126,6 +126,7 @@ class Attachment:
         # What methods install stands between the denoiser's front and those inside, so that these see what is run.
         inside = [self._put_front(*place) for place in sites if place[2] not in self._denoisers]
         self._fronts, self._installed = inside, []
+        self._covered: list[Front] = []  # taken off while something else stood over them
         try:
             for method in self.methods:
                 self._installed.append(method.install(denoiser, self._present))
@@ -133,7 +134,6 @@ class Attachment:
             self.detach()
             raise
         self._fronts = [*inside, *(self._put_front(*place) for place in sites if place[2] in self._denoisers)]
-        self._covered: list[Front] = []  # taken off while something else stood over them
         for front in self._fronts:
             front.holder = self
 

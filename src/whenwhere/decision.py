@@ -71,6 +71,11 @@ class Decision(ABC):
         """Whether something is remembered afterwards that was not before."""
         return False
 
+    @property
+    def reads(self) -> bool:
+        """Whether what it remembers comes of what the module puts out in this step."""
+        return self.keeps
+
     def bare(self) -> "Decision":
         """The same without keeping anything: what remains of it where no later step recalls."""
         return self

@@ -1,6 +1,5 @@
 """Planning before anything runs: the table and its cost, for a pipeline, a model or a published architecture's name."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +41,7 @@ def plan(
         guidance: whether classifier-free guidance is on, not its scale. Models with distilled guidance have one branch
             anyway.
         images: images, or videos, generated at once.
-        scheduler: where methods go by timesteps: a scheduler whose timesteps are set. A pipeline's own is laid out for
-            as many steps where it can be.
+        scheduler: where methods go by timesteps: a scheduler whose timesteps are set, as the pipeline would set them.
         anatomy: for a model family that the library does not know.
 
     Raises:
@@ -70,7 +68,6 @@ class Planner:
             raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
         at_least(1, images=images)
         true_or_false("guidance", guidance)
-        scheduler = _laid_out(model, steps) if scheduler is None else scheduler
         self._denoiser, self._examples = _denoiser_and_examples(model)
         self._anatomy = anatomy = anatomy or find(self._denoiser, FAMILIES)
         self._pipe = self._denoiser if isinstance(model, str) else model
@@ -117,18 +114,6 @@ def _denoiser_and_examples(model: Any) -> tuple[nn.Module, dict[Kind, dict[str, 
     if isinstance(control, nn.Module):
         examples[Kind.CONTROL] = example_of_control(control, examples[Kind.MODEL])
     return denoiser, examples
-
-
-def _laid_out(model: Any, steps: int) -> Scheduler | None:
-    """A copy of a pipeline's scheduler, set to so many evaluations; `None` where that does not do."""
-    scheduler: Any = copy.deepcopy(getattr(model, "scheduler", None))
-    if not hasattr(scheduler, "set_timesteps"):
-        return None
-    try:
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError):  # some schedules depend on the resolution
-        return None
-    return scheduler if len(scheduler.timesteps) == steps else None
 
 
 def _guided(model: Any, denoiser: nn.Module) -> bool:

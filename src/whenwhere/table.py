@@ -113,7 +113,7 @@ def _fill_what_others_keep(column: Column, sites: Sequence[Site], within: list[l
     inside = [[i, *(j for j in within[i] if sites[j].kind is not Kind.MODEL)] for i in range(len(sites))]
     filled: set[int] = set()
     while True:
-        keeping = [{opinion.method for opinion in cell if _reads(opinion.decision)} for cell in column.opinions]
+        keeping = [{opinion.method for opinion in cell if opinion.decision.reads} for cell in column.opinions]
         emptied = {
             opinion.method
             for i, cell in enumerate(column.opinions)
@@ -127,11 +127,6 @@ def _fill_what_others_keep(column: Column, sites: Sequence[Site], within: list[l
             tuple(Opinion(o.method, o.decision.fresh()) if o.method in emptied else o for o in cell)
             for cell in column.opinions
         ]
-
-
-def _reads(decision: Decision) -> bool:
-    """Whether it remembers what the module puts out, or sets it against what is remembered."""
-    return decision.keeps or (decision.recalls and not decision.stops)
 
 
 def _stops(opinions: tuple[Opinion, ...]) -> bool:

@@ -174,6 +174,16 @@ class Refresh(Decision):
         scores = base + method.frequency_weight * reused / method.interval
         return favour(scores, grid_of(scores.shape[1], method.grid), fixed.cell, fixed.bonus) if fixed.bonus else scores
 
+    @property
+    def reads(self) -> bool:
+        """Always: the chosen tokens are kept anew."""
+        return True
+
+    @property
+    def hollow(self) -> bool:
+        """Where the shape alone was kept."""
+        return self.whole.outlined
+
     def fresh(self) -> Decision:
         """Run on all tokens, and keep."""
         return self.whole
