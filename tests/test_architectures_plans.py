@@ -24,7 +24,13 @@ def test_guidance_costs_as_much_again_unless_it_is_distilled(name, branches):
 
 
 @pytest.mark.parametrize(
-    "name", ["playground-v2.5", "sana-1600m-1024", "sd3.5-large", "sd3.5-medium", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
+    "name",
+    [
+        "sana-1600m-1024",
+        "sd3.5-medium",
+        "wan2.1-t2v-1.3b",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("playground-v2.5", "sd3.5-large", "wan2.1-t2v-14b")),
+    ],
 )
 def test_reusing_three_steps_of_six_saves_half_of_the_blocks(name):
     cost = planned(name, FORA(interval=3), steps=6).priced  # computes the first, the third and the last step

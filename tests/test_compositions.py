@@ -10,7 +10,7 @@ def test_the_page_has_every_family():
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in ("sd-deep", "sd3") else pytest.mark.slow) for case in FAMILIES]
+    "case", [pytest.param(case, marks=() if case in ("svd", "sd3") else pytest.mark.slow) for case in FAMILIES]
 )
 def test_the_page_says_what_happens(case):
     text = PAGE.read_text(encoding="utf-8")

@@ -11,7 +11,13 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`"
 
 
 @pytest.mark.parametrize(
-    "routing", [MoD(kv_scope="all"), SDT(surprise="relative", always_run="first", bypass="prior"), STT()], ids=str
+    "routing",
+    [
+        MoD(kv_scope="all"),
+        pytest.param(SDT(surprise="relative", always_run="first", bypass="prior"), marks=pytest.mark.slow),
+        pytest.param(STT(), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_another_runtime_gives_equal_logits(routing, tmp_path):
     model = routed(routing, num_hidden_layers=2).train()
