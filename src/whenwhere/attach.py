@@ -224,20 +224,15 @@ class Attachment:
     def detach(self) -> None:
         """Give modules and scheduler back as they were found; again, to give back what something else stood over."""
         self._course.stop()
-        for front in self._covered:
+        outside = [front for front in self._fronts if front.owner in self._denoisers]
+        inside = [front for front in self._fronts if front.owner not in self._denoisers]
+        for front in (*self._covered, *reversed(outside)):
             front.remove()
-        self._covered = [front for front in self._covered if front.covered]
-        while self._fronts and self._fronts[-1].owner in self._denoisers:
-            self._take_off(self._fronts.pop())
         while self._installed:
             self._installed.pop()()
-        while self._fronts:
-            self._take_off(self._fronts.pop())
-
-    def _take_off(self, front: Front) -> None:
-        front.remove()
-        if front.covered:
-            self._covered.append(front)
+        for front in reversed(inside):
+            front.remove()
+        self._covered, self._fronts = [front for front in (*self._covered, *self._fronts) if front.covered], []
 
     def __repr__(self) -> str:
         return f"<{', '.join(map(repr, self.methods))} attached to {type(self._denoiser).__name__}>"
