@@ -398,7 +398,7 @@ def test_a_scheduler_that_does_not_fit_is_refused(task):
     assert type(make_scheduler("DEISMultistepScheduler", own)).__name__ == "DEISMultistepScheduler"
     with pytest.raises(ValueError, match="did you mean 'euler'"):
         make_scheduler("eulr", own)
-    with pytest.raises(ValueError, match="no scheduler is called .AutoencoderKL.\\. Short names: ddim"):
+    with pytest.raises(ValueError, match=r"no scheduler is called .AutoencoderKL.\. Short names: ddim"):
         make_scheduler("AutoencoderKL", own)
     with pytest.raises(ValueError, match="does not fit a model that was trained for DDIMScheduler"):
         make_scheduler("FlowMatchEulerDiscreteScheduler", own)

@@ -3,7 +3,7 @@
 from itertools import permutations
 
 import pytest
-import torch
+from compositions import poisoned
 from laws import silent
 from pipelines import build, run
 
@@ -19,10 +19,8 @@ from whenwhere import (
     SkipOffset,
     ToCa,
     attach,
-    decision,
     plan,
 )
-from whenwhere.decisions import refresh
 
 ALWAYS = {"start_timestep": 1000, "stop_timestep": 0}
 LONG = (
@@ -53,22 +51,14 @@ def marked(case: str, first: Method, second: Method):
 PAIRS = [marked(case, *pair) for case, methods in METHODS.items() for pair in permutations(methods, 2)]
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """What nobody may read is no number."""
-    for module in (decision, refresh):
-        monkeypatch.setattr(module, "room", lambda tensor: torch.full(tensor.shape, torch.nan, dtype=tensor.dtype))
-
-
 @pytest.mark.parametrize(("case", "first", "second"), PAIRS)
-@pytest.mark.usefixtures("poisoned")
 def test_nothing_empty_reaches_the_picture(case, first, second):
     pipe, kinds = build(case), {type(first), type(second)}
     if len(kinds) == 1 or (SkipDrift in kinds and FORA not in kinds):
         with pytest.raises(ValueError, match="does not go with"):
             attach(pipe, first, second)
         return
-    with attach(pipe, first, second) as attached, silent():
+    with poisoned(), attach(pipe, first, second) as attached, silent():
         assert run(case, pipe, steps=6).isfinite().all()
         if SkipDrift not in kinds:  # which decides while it runs
             assert attached.trace.rows == attached.plan.rows

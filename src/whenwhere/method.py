@@ -58,6 +58,7 @@ class Method(ABC):
     lasting: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False  # whether it revises its decisions while they are carried out
     observes: ClassVar[bool] = False  # whether sites that are not reached are its doing, by what it installed
+    steers: ClassVar[bool] = False  # whether it runs attention, or all of the network, for a text of its own as well
     # What is likely wrong if every site was computed at every step.
     idle_reason: ClassVar[str] = (
         "its plan computes everything at this number of steps; print(attachment.plan) shows it."

@@ -58,6 +58,7 @@ class Steering(Method):
 
     kinds: ClassVar = frozenset({Kind.MODEL, Kind.BLOCK, Kind.CROSS_ATTENTION, Kind.JOINT_ATTENTION})
     innermost: ClassVar = True
+    steers: ClassVar = True
     idle_reason: ClassVar = "its scale or its window is off, or every guided attention was reused."
 
     def __post_init__(self) -> None:

@@ -69,6 +69,12 @@ class FORA(Method):
         chosen = site.kind in self.branches or (site.kind in TOGETHER and self._joins)
         return chosen and (not self.blocks or site.block in self.blocks)
 
+    def conflict(self, other: Method, sites: Sequence[Site]) -> str:
+        """Where attention and MLP are reused together, the shape alone of either is handed on."""
+        if other.observes and self._joins and any(site.parallel for site in sites):
+            return "it would remember the attention of single blocks at steps at which that puts out a shape alone."
+        return super().conflict(other, sites)
+
     @property
     def _joins(self) -> bool:
         """Whether a branch of attention and MLP together is reused."""

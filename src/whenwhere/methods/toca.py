@@ -104,6 +104,15 @@ class ToCa(Method):
         """The schedule itself."""
         return self.schedule if isinstance(self.schedule, Schedule) else SCHEDULES[self.schedule]
 
+    def conflict(self, other: Method, sites: Sequence[Site]) -> str:
+        """In joint attention tokens of one text are chosen, and of some sites the shape alone is kept."""
+        joint = any(site.kind is Kind.JOINT_ATTENTION for site in sites)
+        if joint and other.steers:
+            return "it runs the blocks for a second text, whose tokens would be taken for those of the first."
+        if joint and other.observes:
+            return "it would remember the attention of single blocks at steps at which that puts out a shape alone."
+        return super().conflict(other, sites)
+
     def check(self, sites: Sequence[Site], model: str) -> None:
         """A stack of plain blocks, and the attention that the score is read from."""
         blocks = [site for site in sites if site.kind is Kind.BLOCK]
