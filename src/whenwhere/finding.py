@@ -78,7 +78,7 @@ def modules_of(pipe: Any, anatomy: Anatomy, methods: Sequence[Method]) -> dict[S
     control = getattr(pipe, "controlnet", None)
     if isinstance(control, nn.Module):
         everything[Site(Kind.CONTROL, "controlnet", 0, 1)] = control
-    everything[Site(Kind.SCHEDULER, "scheduler", 0, 1)] = None
+    everything[Site(Kind.SCHEDULER, "scheduler", 0, 1, branched=anatomy.doubled)] = None
     return {site: everything[site] for site in choose(everything, methods, type(denoiser).__name__)}
 
 

@@ -54,6 +54,7 @@ class Site:
         blocks: how many blocks there are, counted so.
         parallel: whether it lies in a block with such a projection: what it puts out flows on through that one only.
         text: whether it serves the text stream alone, in networks that have two.
+        branched: of the scheduler, whether it moves the latents of every guidance branch.
         carries: true for the last site of its kind on its rung: its output is what the next shallower rung receives.
     """
 
@@ -68,6 +69,7 @@ class Site:
     blocks: int = 0
     parallel: bool = False
     text: bool = False
+    branched: bool = False
 
     @property
     def beside(self) -> bool:

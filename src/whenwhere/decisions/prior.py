@@ -15,6 +15,7 @@ class Prior(Decision):
 
     alpha: float = 0.0
     keep: bool = True
+    branches: int = 1  # whose latents the scheduler moves
     shared: bool = True  # the scheduler moves once, however many guidance calls there were
 
     symbol: ClassVar[str] = "#"
@@ -36,8 +37,8 @@ class Prior(Decision):
         return replace(self, keep=False) if self.alpha else Compute()
 
     def held_bytes(self, unit: Unit, branches: int, samples: int) -> int:  # noqa: ARG002
-        """The latents, which have no guidance branches."""
-        return sum(unit.bytes) * samples
+        """The latents, which have no guidance branches in most families."""
+        return sum(unit.bytes) * self.branches * samples
 
 
 @dataclass(frozen=True, slots=True)

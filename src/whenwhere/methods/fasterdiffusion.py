@@ -165,7 +165,7 @@ class FasterDiffusion(Method):
     def decide(self, site: Site, step: Step) -> Decision | None:
         """Key steps run the encoder and keep, the others recall; several decoders may run ahead."""
         if site.kind is Kind.SCHEDULER:
-            return self._noise(step)
+            return self._noise(step, step.branches if site.branched else 1)
         keys = (*self.schedule(step.count), step.count)
         following = bisect_right(keys, step.index)
         behind = step.index - keys[following - 1]  # steps since the last key step
@@ -180,10 +180,10 @@ class FasterDiffusion(Method):
             return Reuse(keep) if behind else Compute(keep)
         return Again(width, keep) if behind else Once(width, keep)
 
-    def _noise(self, step: Step) -> Decision | None:
+    def _noise(self, step: Step, branches: int) -> Decision | None:
         """After every step whose successor is late, or into every late one. The first starts from the initial noise."""
         late = max(1, round(self.start * step.count))
         due = step.index >= late if self.noise_last else step.index + 1 >= late and not step.last
         if step.index == 0 and step.count > 1:
-            return Prior(self.alpha if due else 0.0)
+            return Prior(self.alpha if due else 0.0, branches=branches)
         return Inject(self.alpha, self.noise_last) if due else None
